@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol
@@ -97,6 +97,8 @@ class CheckpointManager(Generic[State]):
         self.committed: Checkpoint | None = store.latest()
         self.grace: GraceCheck | None = None
         """Compares the duration of checkpoints with the time that a stop has."""
+        self.restored_from = ""
+        """What the last ``restore`` restored, for people."""
         self._writing: Writing[State] | None = None
         self._failures, self._pace, self._config_yaml = 0, SnapshotPace(), to_yaml(actors.recipe)
         self._removal, environment = removal, dict(task_environment(actors.recipe))
@@ -301,9 +303,17 @@ class CheckpointManager(Generic[State]):
         """
         context = PhaseContext(phase=RESTORE)
         self.supervisor.enter_phase(context)
-        state, pregenerated_blocks = (
-            self._from_memory(context) or self._from_copies(context) or self._from_disk(context) or self._from_start()
-        )
+        sources: Mapping[str, Callable[[], ResumePoint[State] | None]] = {
+            "the snapshot": lambda: self._from_memory(context),
+            "the last snapshot with copies": lambda: self._from_copies(context),
+            "the checkpoint": lambda: self._from_disk(context),
+        }
+        for self.restored_from, restore in sources.items():
+            if (found := restore()) is not None:
+                break
+        else:
+            self.restored_from, found = "the initial models", self._from_start()
+        state, pregenerated_blocks = found
         self.run.rewind(state.sizes)
         for group in self.actors.trained.values():
             self.supervisor.serve(group.names)

@@ -81,7 +81,7 @@ def _headline(root: Path, summaries: Mapping[str, Summary], picture: Path, secon
     }
     return {
         **{name: value for name, value in found.items() if value is not None},
-        "seconds in all": seconds,
+        "seconds of this command": seconds,
         "picture": str(picture),
         "metrics, samples, logs": str(root),
         "the policy": str(root / "ppo" / "model"),

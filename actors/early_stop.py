@@ -153,7 +153,8 @@ class EarlyStopping:
         Raises:
             MachineryError: more than ``recovery.bad_samples`` prompts of this evaluation have no answer.
         """
-        actors, context, count = self.actors, PhaseContext(phase="judge", step=done), len(self.asked)
+        context = PhaseContext(phase="judge", step=max(0, done - 1))  # the step that ends with it, or the first one
+        actors, count = self.actors, len(self.asked)
         scorer, supervisor = actors.held_out_scorer, actors.supervisor
         assert scorer is not None
         supervisor.enter_phase(context)

@@ -238,7 +238,8 @@ class Engines:
         gone = [each.name for each in self.all if each.version is not None and not has_process(each.name)]
         if gone or any(engine.name in dead for engine in self.serving):
             names = tuple(dict.fromkeys((*gone, *dead)))
-            self.replace_lost(LostError(f"{', '.join(shortened(names))} died before {context}", names), context)
+            text, reason = f"{', '.join(shortened(names))} died before {context}", "found before it got work"
+            self.replace_lost(LostError(text, names, reason=reason, of_whom=names), context)
 
     def replace(self, engines: Sequence[Engine]) -> None:
         """Kill these engines and start replacements, on shared GPUs in the next ``wait_for_started``.

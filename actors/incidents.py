@@ -35,6 +35,8 @@ class ActorRecord:
     """Last time at which it was known to be alive."""
     lost_at: float | None = None
     """Time of its failure, until a replacement serves."""
+    lost_in: PhaseContext | None = None
+    """Phase and step of its failure, until a replacement serves."""
     oom_kills_here: int | None = None
     """``oom_kills()`` of the controller's node when the actor was started; used until the actor's node is known."""
 
@@ -49,6 +51,8 @@ def describe_loss(records: Records, error: LostError, context: PhaseContext, rec
     """
     facts = _examine(records, error)
     guilty = [name for name, fact in facts.items() if is_blocking(fact)] or list(facts)
+    guilty.sort(key=lambda name: name not in error.of_whom)  # an event describes its first actor
+    error = error.of(guilty)  # what it says of an actor that is not reported is not lost
     roles: dict[str, list[str]] = {}
     for name in guilty:
         roles.setdefault(_role(name), []).append(name)
@@ -78,7 +82,7 @@ def _describe(
         step=context.step,
         phase=context.phase,
         kind=error.kind,  # type: ignore[arg-type]
-        what=error.message,
+        what=error.told_of(names),
         cause=found.cause,
         advice=found.advice,
         facts=facts,

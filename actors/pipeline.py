@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -42,7 +43,7 @@ def run_stage(session: Session, stage: str) -> Summary:
             _resume(session, stage, run)
         with Tracker(run, session.recipe) as tracker, _recorded_errors(session, tracker, run):
             summary = STAGES[stage](session, run, tracker)
-            summary["seconds in all"] = time.perf_counter() - start
+            summary = with_seconds(summary, time.perf_counter() - start, run.resumes)
             tracker.close(summary)
         run.finish(summary)
         session.trust(run.model)
@@ -55,6 +56,14 @@ def run_stage(session: Session, stage: str) -> Summary:
         run.release()
     session.console.summary(f"{stage} → {run.path}", summary)
     return summary
+
+
+def with_seconds(summary: Summary, seconds: float, resumes: bool) -> Summary:
+    """Add the duration of this command to a stage's summary; of a resumed stage the phases' seconds are of all."""
+    if not resumes:
+        return {**summary, "seconds in all": seconds}
+    named = {re.sub("^seconds, ", "seconds of all commands, ", name): value for name, value in summary.items()}
+    return {**named, "seconds of this command": seconds}
 
 
 def _resume(session: Session, stage: str, run: RunFolder) -> None:

@@ -59,7 +59,7 @@ def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
         held_out=data.held_out,
     )
     timeline = TimelineCollector(tracker.timeline, tracker.spans)
-    supervisor = Supervisor(recipe, tracker.event, session.check, run.path / STATUS, timeline)
+    supervisor = Supervisor(recipe, tracker.event, session.check, run.path / STATUS, timeline, session.console.notice)
     supervisor.steps = recipe.ppo.steps
     begun = timeline.spans.clock()
     with start_actors(recipe, start, session.device, session.gpus, supervisor) as actors, supervisor.on_timeline():

@@ -55,13 +55,14 @@ def translate_error(error: RayError, who: str, context: object, seconds: float =
     if isinstance(error, RayTaskError):
         return _raised(error, who, context)
     if isinstance(error, GetTimeoutError):
-        return LostError(format_late([who], context, seconds), (who,), "stalled")
+        return late_error((who,), context, seconds)
     if isinstance(error, ObjectLostError):
         return LostError(f"a result of {who} is lost, during {context}: {extract_reason(error)}", kind="failed")
     if isinstance(error, DIED):
-        return LostError(f"{who} died during {context}: {extract_reason(error)}", (who,), "died")
-    what = f"the answer of {who} cannot be read, during {context}: {extract_reason(error)}"
-    return LostError(what, (who,), "failed")
+        return _lost(f"{who} died during {context}", who, "died", extract_reason(error))
+    reason = extract_reason(error)
+    what = f"the answer of {who} cannot be read, during {context}: {reason}"
+    return LostError(what, (who,), "failed", f"its answer cannot be read: {reason}", (who,))
 
 
 def _raised(error: RayTaskError, who: str, context: object) -> RLHFError:
@@ -72,18 +73,23 @@ def _raised(error: RayTaskError, who: str, context: object) -> RLHFError:
     if isinstance(cause, RLHFError):
         return cause
     if type(cause) is RayError:  # Ray's substitute for an error that could not be serialised
-        return LostError(f"{who} failed during {context}: {extract_reason(cause)}", (who,), "failed")
+        return _lost(f"{who} failed during {context}", who, "failed", extract_reason(cause))
     if isinstance(cause, RayError):
         return LostError(f"an argument of {who} is lost, during {context}: {extract_reason(cause)}", kind="failed")
     if is_process_fault(cause):
-        what = f"{who} failed during {context}: {type(cause).__name__}: {first_line(cause)}"
-        return LostError(what, (who,), "failed")
+        reason = f"{type(cause).__name__}: {first_line(cause)}"
+        return _lost(f"{who} failed during {context}", who, "failed", reason)
     return MachineryError(f"{who} failed during {context}: {str(error).strip().splitlines()[-1]}")
 
 
-def format_late(who: Sequence[str], context: object, seconds: float) -> str:
-    """Message of a missed deadline."""
-    return f"no answer within {seconds:.0f} s during {context} from {', '.join(shortened(who))}"
+def _lost(what: str, who: str, kind: str, reason: str) -> LostError:
+    return LostError(f"{what}: {reason}", (who,), kind, reason, (who,))
+
+
+def late_error(who: Sequence[str], context: object, seconds: float) -> LostError:
+    """The loss of actors that missed their deadline."""
+    reason, names = f"no answer within {seconds:.0f} s", tuple(who)
+    return LostError(f"{reason} during {context} from {', '.join(shortened(who))}", names, "stalled", reason, names)
 
 
 def extract_reason(error: BaseException) -> str:

@@ -203,8 +203,9 @@ class RunActors:
         left_out = at_fault(left_out)
         for kind in sorted(set(left_out.values())):
             names = tuple(name for name in left_out if left_out[name] == kind)
-            text = f"{', '.join(names)} {kind} during {context}: not all weights were received"
-            self.engines.replace_lost(LostError(text, names, kind), context)
+            reason = "not all weights were received"
+            text = f"{', '.join(names)} {kind} during {context}: {reason}"
+            self.engines.replace_lost(LostError(text, names, kind, reason, names), context)
 
     def _is_rolled_back(self, error: LostError) -> bool:
         """Whether a rank of a trained group is lost, so that the step is repeated."""

@@ -45,7 +45,9 @@ def running_group(
     """
     placement = Placement(session.recipe, session.device, stage, session.gpus, session.check)
     timeline = TimelineCollector(tracker.timeline, tracker.spans)
-    supervisor = Supervisor(session.recipe, tracker.event, session.check, run.path / STATUS, timeline)
+    supervisor = Supervisor(
+        session.recipe, tracker.event, session.check, run.path / STATUS, timeline, session.console.notice
+    )
     group = Group(role, getattr(session.recipe.placement, role).ranks, placement, run.logs, supervisor)
     try:
         with supervisor.diagnosed():

@@ -44,6 +44,7 @@ class Supervisor:
         check: Callable[[], None] = lambda: None,
         status: Path | None = None,
         timeline: TimelineCollector | None = None,
+        show: Callable[[str], object] = lambda line: None,
     ) -> None:
         """Begin without actors; ``started`` adds each.
 
@@ -52,6 +53,7 @@ class Supervisor:
             check: called regularly during waits, and ends the run by raising.
             status: path of the status file; None writes none.
             timeline: collects the actors' spans.
+            show: shows a line of a loss, or of what follows from it, to the user.
         """
         config = recipe.recovery
         self.timeline = timeline or TimelineCollector()
@@ -61,7 +63,7 @@ class Supervisor:
         """Current phase."""
         self.steps: int | None = None
         """Number of steps of the stage, once known; written to the status file."""
-        self._recipe, self._report, self._status = recipe, report, status
+        self._recipe, self._report, self._status, self._show = recipe, report, status, show
         self._budget = Budget(
             restarts=config.restarts,
             device_errors=config.device_errors,
@@ -74,6 +76,10 @@ class Supervisor:
         self._context = PhaseContext(phase=START)
         self._lost_kind = "died"
         """Kind of the last failure."""
+        self._lost_in: PhaseContext | None = None
+        """Phase and step of the last failure."""
+        self._incomplete_since: float | None = None
+        """When the first actor was lost of those of which not all are replaced; seconds of ``time.time``."""
         self._incident_at = self._handled_at = 0.0
         """When the last incident was found, and when the lost actors had been terminated; seconds of ``time.time``."""
 
@@ -104,7 +110,7 @@ class Supervisor:
     def verified(self, name: str, version: int) -> None:
         """Record that an actor holds ``version`` of the weights, verified, and serves."""
         if self._admit(name, version):
-            self._write_status()
+            self._after_replacement()
 
     def _admit(self, name: str, version: int) -> bool:
         """Mark an actor as serving; returns whether it replaces a failed one."""
@@ -114,16 +120,31 @@ class Supervisor:
         if record.lost_at is None:
             return False
         seconds, record.lost_at = now - record.lost_at, None
+        lost_in, record.lost_in = record.lost_in or PhaseContext(phase=self.phase), None
         self._history = self._history.closed(name, seconds)
-        self._report("actor_replaced", member=name, seconds=round(seconds, 3), where=str(record.where))
+        self._report(
+            "actor_replaced",
+            member=name,
+            seconds=round(seconds, 3),
+            phase=lost_in.phase,
+            step=lost_in.step,
+            where=str(record.where),
+        )
         return True
+
+    def _after_replacement(self) -> None:
+        """Write the status file, and tell the user if every actor serves again."""
+        self._write_status()
+        if self._incomplete_since is not None and all(each.lost_at is None for each in self._actors.values()):
+            seconds, self._incomplete_since = time.time() - self._incomplete_since, None
+            self._show(f"all actors serve again, {seconds:.1f} s after the loss")
 
     def serve(self, names: Sequence[str]) -> None:
         """Mark actors as serving without a verification: their weights never change, or were just restored."""
         members = [self._actors[name].member for name in names]
         replaced = [self._admit(each.name, each.published) for each in members if not each.serves]
         if any(replaced):
-            self._write_status()  # once for all: a group may have hundreds of ranks
+            self._after_replacement()  # once for all: a group may have hundreds of ranks
 
     def enter_phase(self, context: PhaseContext) -> None:
         """Set the current phase and step, and write the status file."""
@@ -251,8 +272,8 @@ class Supervisor:
         if not known and not dead:
             stopped, is_alive = find_stopped(self._running())
             if stopped:
-                return LostError(error.message, stopped, "stalled" if is_alive else "died")
-        return LostError(error.message, tuple(dict.fromkeys((*known, *dead))), kind)
+                return error.of(stopped, "stalled" if is_alive else "died")
+        return error.of(dict.fromkeys((*known, *dead)), kind)
 
     @property
     def should_replace_all(self) -> bool:
@@ -272,7 +293,7 @@ class Supervisor:
             MachineryError: the restart budget is spent, and the message contains the history; or a role ran out of
                 memory again where it did before, and the message says what to change.
         """
-        self._lost_kind = error.kind
+        self._lost_kind, self._lost_in = error.kind, context
         names = [name for name in error.names if name in self._actors]
         with self.time_lost():
             self.goodput.redispatched += samples
@@ -286,10 +307,13 @@ class Supervisor:
             repeated = [incident for incident in incidents if self._history.repeats(incident)]
             self._history = self._history.after(*incidents, is_continued=is_continued)
             self.goodput.restarts += not is_continued
+            if names and self._incomplete_since is None:
+                self._incomplete_since = time.time()
             for index, incident in enumerate(incidents):
                 redone = samples if index == 0 else 0
                 self._report(f"actor_{incident.kind}", **{**incident.details(), "samples_redone": redone})
                 print(incident.text(), flush=True)
+                self._show(incident.headline())
             self.terminate(names, error.kind)
             self._write_status()
             self._handled_at = time.time()
@@ -330,6 +354,20 @@ class Supervisor:
             self.deadlines.check()
             time.sleep(min(left, SLICE_SECONDS))
 
+    def restored(self, source: str, step: int, end: int, seconds: float) -> None:
+        """Record that the trained models are restored to the state after ``step`` steps.
+
+        Args:
+            source: what they are restored from.
+            end: the first step that had not begun before the loss: the steps from ``step`` on until it are repeated.
+            seconds: time since the loss was found.
+        """
+        repeated = max(0, end - step)
+        self._report("restored", step=step, source=source, steps_repeated=repeated, seconds=round(seconds, 3))
+        steps = f"steps {step} to {end - 1} are" if repeated > 1 else f"step {step} is" if repeated else "no step is"
+        line = f"restored {source} after {step} completed step{'s'[: step != 1]}: {steps} repeated"
+        self._show(f"{line}, counted from 0 ({seconds:.1f} s)")
+
     def final_error(self, error: LostError, context: PhaseContext) -> MachineryError:
         """Report lost actors that are not replaced, and return the error that ends the run."""
         incidents = describe_loss(self._actors, error, context, self._recipe)
@@ -352,9 +390,12 @@ class Supervisor:
         now = time.time()
         records = [self._actors[name] for name in names if self._actors[name].member.has_process]
         terminate([each.where for each in records if each.where is not None], spare_owner=kind == "died")
+        if records and self._incomplete_since is None:
+            self._incomplete_since = now
         for each in records:
             each.member = each.member.died()
             each.lost_at = each.lost_at or now
+            each.lost_in = each.lost_in or self._lost_in
 
 
 def _location_fields(where: ProcessLocation | None) -> dict[str, Any]:

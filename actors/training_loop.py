@@ -6,6 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 from ray.exceptions import RayError
@@ -104,7 +105,8 @@ class TrainingLoop(ABC, Generic[State, Report]):
             except (LostError, RayError) as error:
                 kind = error.kind if isinstance(error, LostError) else "failed"
                 self.supervisor.goodput.lost(kind, self._clock() - begin)
-                self._recover(error, PhaseContext(phase=self.supervisor.phase, step=self.state.step))
+                context = PhaseContext(phase=self.supervisor.phase, step=self.state.step)
+                self._recover(error, context, end=self.state.step + 1)
                 continue
             step = self.state.step - 1
             self.supervisor.step_done(step, self._clock() - begin)
@@ -126,20 +128,26 @@ class TrainingLoop(ABC, Generic[State, Report]):
         except (LostError, RayError) as error:
             self._recover(error, PhaseContext(phase=self.supervisor.phase, step=self.state.step - 1))
 
-    def _recover(self, error: LostError | RayError, context: PhaseContext) -> None:
+    def _recover(self, error: LostError | RayError, context: PhaseContext, end: int | None = None) -> None:
         """Replace lost actors, and restore the trained groups (see ``CheckpointManager.restore``).
+
+        Args:
+            end: the first step that has not begun; by default no step is unfinished.
 
         Raises:
             MachineryError: the restart budget is spent.
         """
+        begin, end = time.perf_counter(), self.state.step if end is None else end
         while True:
             loss = self.supervisor.with_dead_actors(as_loss(error, context))
             self.supervisor.handle_loss(loss, context)
             try:
                 with self.supervisor.time_lost():
-                    return self._roll_back(loss, context)
+                    self._roll_back(loss, context)
+                seconds = time.perf_counter() - begin
+                return self.supervisor.restored(self.checkpoints.restored_from, self.state.step, end, seconds)
             except (LostError, RayError) as again:
-                error = again
+                error, context = again, replace(context, phase=self.supervisor.phase)
 
     def _roll_back(self, error: LostError, context: PhaseContext) -> None:
         self._replace(error, context)

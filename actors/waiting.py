@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import RayError
 
 from actors.pending import Pending
-from actors.ray_errors import format_late, translate_error
+from actors.ray_errors import late_error, translate_error
 from rlhf.config.schema import Recipe
 from rlhf.errors import LostError, RLHFError
 from rlhf.recovery.deadlines import Deadlines, Work
@@ -121,7 +121,7 @@ class AnswerDeadlines:
             is_ready = pending.wait(min(SLICE_SECONDS, max(pending.seconds_left(deadline), 0.0)))
             if names := self._stalled(pending, deadline, context):
                 pending.restart(names)
-                raise LostError(format_late(names, context, min(map(deadline, names))), names, "stalled")
+                raise late_error(names, context, min(map(deadline, names)))
             if is_ready:
                 key, name, seconds = pending.pop()
                 self._record_answer(name, seconds, context)

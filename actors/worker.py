@@ -137,14 +137,16 @@ def translate_failures(where: ProcessLocation, activity: str) -> Iterator[None]:
     try:
         yield
     except LostError as error:
-        raise LostError(f"{where} lost in {activity}: {error}", (where.name,), error.kind) from None
+        what = f"{where} lost in {activity}: {error}"
+        raise LostError(what, (where.name,), error.kind, f"{activity}: {error}", (where.name,)) from None
     except RLHFError:
         raise
     except Exception as error:
         traceback.print_exc()
-        reason = (str(error).strip().splitlines() or [""])[0]
-        what = f"{where} failed in {activity}: {type(error).__name__}: {reason}; traceback in the run's logs/"
+        message = (str(error).strip().splitlines() or [""])[0]
+        reason = f"{activity}: {type(error).__name__}: {message}; traceback in the run's logs/"
+        what = f"{where} failed in {reason}"
         is_rays = isinstance(error, RayError) and not isinstance(error, RayTaskError)  # a bug in another actor
         if is_rays or is_process_fault(error):
-            raise LostError(what, (where.name,), "failed") from None
+            raise LostError(what, (where.name,), "failed", reason, (where.name,)) from None
         raise MachineryError(what) from None

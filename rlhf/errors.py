@@ -71,18 +71,35 @@ class LostError(MachineryError):
     Args:
         names: names of the actors; empty if unknown.
         kind: ``died``, ``stalled`` or ``failed``.
+        reason: what the message says beside actor, kind, phase and step; empty if it is the whole message.
+        of_whom: names of the actors that the message is about, if there is a reason: ``names`` may have others.
     """
 
-    def __init__(self, message: str, names: tuple[str, ...] = (), kind: str = "died") -> None:
-        super().__init__(message, names, kind)
-        self.message, self.names, self.kind = message, names, kind
+    def __init__(
+        self,
+        message: str,
+        names: tuple[str, ...] = (),
+        kind: str = "died",
+        reason: str = "",
+        of_whom: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(message, names, kind, reason, of_whom)  # all in args, so that the error can be pickled
+        self.message, self.names, self.kind, self.reason, self.of_whom = message, names, kind, reason, of_whom
 
     def __str__(self) -> str:
         return self.message
 
-    def of(self, names: Iterable[str]) -> LostError:
-        """A copy of this error for the given actors."""
-        return LostError(self.message, tuple(names), self.kind)
+    def of(self, names: Iterable[str], kind: str = "") -> LostError:
+        """A copy of this error for the given actors, by default of the same kind."""
+        return LostError(self.message, tuple(names), kind or self.kind, self.reason, self.of_whom)
+
+    def told_of(self, names: Sequence[str]) -> str:
+        """What the error says of some of its actors, in a text that has their names, the phase and the step."""
+        if self.reason and not set(self.of_whom).isdisjoint(names):
+            return self.reason
+        if self.reason and not set(self.of_whom).isdisjoint(self.names):
+            return f"lost together with {next(name for name in self.names if name in self.of_whom)}"
+        return self.message
 
 
 class Unsaved(MachineryError):

@@ -219,7 +219,7 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         Metric("memory/<role>_gib", "GiB", "largest peak of one rank: GPU memory if it has a GPU, else host memory"),
     ),
     "Failures": (
-        Metric("health/restarts", "actors", "replaced so far", "lower", "restarts"),
+        Metric("health/restarts", "restarts", "so far; actors that are lost together are one", "lower", "restarts"),
         Metric("health/redispatched", "samples", "re-dispatched so far", "lower", "samples re-dispatched"),
         Metric("health/set_aside", "samples", "quarantined so far", "lower", "samples set aside"),
         Metric("health/seconds_lost", "s", "lost to failures so far", "lower", "seconds lost"),
@@ -311,7 +311,7 @@ PANELS = (
         reference="memory/reference_host_gib",
         reward_model="memory/reward_model_host_gib",
     ),
-    _panel(BROKE, "Restarts", "actors, so far", restarts="health/restarts"),
+    _panel(BROKE, "Restarts", "so far; actors lost together are one", restarts="health/restarts"),
     _panel(BROKE, "Re-dispatched", "samples, so far", redispatched="health/redispatched", set_aside="health/set_aside"),
     _panel(BROKE, "Samples without a score", "in each step", dropped="rollout/dropped", set_aside="rollout/set_aside"),
     _panel(BROKE, "Seconds lost", "so far", lost="health/seconds_lost"),

@@ -69,7 +69,7 @@ def run(
 
             poll: Poll = watch_job(job, address, folder)
         else:
-            poll = _watch_folder(folder or Path())
+            poll = _watch_folder(folder or Path(), follows=not once)
         view = _wait_for_run(poll, folder or Path(), seconds)
         if once:
             _show_picture(view)
@@ -84,10 +84,10 @@ def run(
     return 0
 
 
-def _watch_folder(path: Path) -> Poll:
-    from launch.watch.folder import FolderWatch, WatchedFolder
+def _watch_folder(path: Path, follows: bool) -> Poll:
+    from launch.watch.folder import RESTART_SECONDS, FolderWatch, WatchedFolder
 
-    watch = FolderWatch(WatchedFolder.of(path))
+    watch = FolderWatch(WatchedFolder.of(path), patience=RESTART_SECONDS if follows else 0.0)
 
     def poll() -> RunView | None:
         try:

@@ -12,7 +12,7 @@ from rlhf.tracking.console import format_number, one_line
 
 TROUBLE = frozenset({*LOSSES, "failed", "checkpoint_failed", "snapshot_lost"})
 """Kinds of events about failures."""
-GOOD = frozenset({"actor_replaced", "checkpoint", "resumed"})
+GOOD = frozenset({"actor_replaced", "checkpoint", "restored", "resumed"})
 """Kinds of events about normal operation; all others are warnings."""
 _TEXT_FIELDS = ("message", "why", "error", "reason", "cause", "what", "path", "where")
 """Fields of an event, of which the first one present is its text."""
@@ -22,6 +22,8 @@ _OWN_FIELDS = ("time", "when", "kind", "step", "member", "phase")
 def describe_event(event: Row) -> str:
     """A line of an event: its kind, actor, time and text."""
     event = without_secrets(event)
+    if event.get("kind") == "actor_replaced":
+        return _describe_replacement(event)
     kind, step, phase = one_line(event.get("kind", "event")), event.get("step"), event.get("phase")
     if event.get("member"):
         kind = f"{one_line(event['member'])} {kind.removeprefix('actor_')}"
@@ -33,15 +35,22 @@ def describe_event(event: Row) -> str:
     return f"{kind}: {detail}" if detail else kind
 
 
+def _describe_replacement(event: Row) -> str:
+    """A line of an actor that serves again; its phase and step are those in which it was lost."""
+    seconds, step, phase = number(event.get("seconds")), event.get("step"), event.get("phase")
+    line = f"{one_line(event.get('member', 'actor'))} replaced"
+    line += "" if seconds is None else f": after {seconds:.1f} s"
+    of_step = "" if step is None else f" of step {one_line(step)}"
+    return f"{line}, lost in {one_line(phase)}{of_step}" if phase else line
+
+
 def _detail(event: Row) -> str:
-    seconds = number(event.get("seconds"))
-    if event.get("kind") == "actor_replaced" and seconds is not None:
-        return f"after {seconds:.1f} s"
     text = next((event[name] for name in _TEXT_FIELDS if event.get(name)), None)
     if text is not None:
-        return one_line(text)
+        advice = event.get("advice") if event.get("kind") in LOSSES else None
+        return f"{one_line(text)}; what to do: {one_line(advice)}" if advice else one_line(text)
     rest = {name: value for name, value in event.items() if name not in _OWN_FIELDS and value not in (None, "")}
-    return ", ".join(f"{one_line(name)} {_short(value)}" for name, value in rest.items())
+    return ", ".join(f"{one_line(name.replace('_', ' '))} {_short(value)}" for name, value in rest.items())
 
 
 def _short(value: Any) -> str:

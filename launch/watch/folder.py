@@ -23,6 +23,11 @@ from rlhf.tracking.console import format_seconds, one_line
 KEPT_STEPS, KEPT_EVENTS, KEPT_SAMPLES = 512, 200, 64
 SILENT_SECONDS = 120.0
 """Time without a new line or phase after which a run is reported as silent, if its process cannot be seen from here."""
+RESTART_SECONDS = 30.0
+"""Time for which a lost run is watched further: a command that is started again takes the folder after some seconds, in
+which it reads its data."""
+GONE = "gone"
+"""State of the members of a run that has ended, whatever their last state was."""
 ENDS = ("failed", "stopped")
 """Kinds of the last event of an attempt."""
 _FILES = ("config.yaml", "metrics.jsonl", "samples.jsonl", "events.jsonl", "status.json", "done.json")
@@ -63,6 +68,11 @@ class Stage:
         """Phase and members; the previous ones if the file cannot be read now."""
         self._status = read_object(self.folder / "status.json") or self._status
         return self._status
+
+    @property
+    def status_written(self) -> float:
+        """Time of the last write to the status, in seconds since 1970; 0 without one."""
+        return _time_written(self.folder / "status.json")
 
     def metrics(self) -> Recent[Row]:
         """The last steps."""
@@ -117,15 +127,18 @@ def is_stage(folder: Path) -> bool:
 class FolderWatch:
     """Polls a run's folder."""
 
-    def __init__(self, watched: WatchedFolder, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, watched: WatchedFolder, clock: Callable[[], float] = time.time, patience: float = 0.0) -> None:
         """Begin without reading the folder; ``poll`` reads it.
 
         Args:
             clock: returns seconds since 1970.
+            patience: seconds in which another process may take the folder of one that ended without a message.
         """
-        self.watched, self._clock = watched, clock
+        self.watched, self._clock, self._patience = watched, clock, patience
         self._stages: dict[str, Stage] = {}
         self._seen = False
+        self._lost: tuple[Holder | None, float] | None = None
+        """The process whose end was seen, and when."""
 
     def poll(self) -> RunView | None:
         """The current state of the run; None if there is none."""
@@ -144,10 +157,18 @@ class FolderWatch:
         holder = holder_of(self.watched.root, name)  # first, so that the last writes of a process that ended are read
         status = stage.status()
         metrics, events, steps = stage.metrics(), stage.events(), stage.steps(status)
+        if holder is not None and holder.alive is not False and stage.status_written < holder.since:
+            status = {}  # of an earlier command
         phase, step, seconds = stage.phase(status, now)
         done = _recorded_steps(metrics)
         if name in finished:
             phase, seconds, status = "", None, {}  # its actors ended with it
+        ending = self._ending(stage, holder, events, _last_seen(phase, step, now - stage.changed))
+        warning = _warning(stage, holder, name in finished, now)
+        members = tuple(_members(status, now, is_over=ending is not None))
+        if ending is not None and ending.is_unannounced and (left := self._patience_left(holder, now)) > 0:
+            text = f"{ending.text}; watched for {left:.0f} s more, in case it was given again"
+            ending, warning = None, text
         return RunView(
             title=self.watched.root.name,
             source=str(self.watched.path),
@@ -159,13 +180,19 @@ class FolderWatch:
             done=done,
             steps=steps,
             seconds_left=seconds_left(metrics.items, done, steps),
-            members=tuple(_members(status, now)),
+            members=members,
             metrics=metrics,
             samples=stage.samples(),
             events=events,
-            warning=_warning(stage, holder, name in finished, now),
-            ending=self._ending(stage, holder, events, _last_seen(phase, step, now - stage.changed)),
+            warning=warning,
+            ending=ending,
         )
+
+    def _patience_left(self, holder: Holder | None, now: float) -> float:
+        """Seconds in which another process may still take the folder of one that has ended."""
+        if self._lost is None or self._lost[0] != holder:
+            self._lost = holder, now
+        return self._lost[1] + self._patience - now
 
     def _ending(self, stage: Stage, holder: Holder | None, events: Recent[Row], last_seen: str) -> Ending | None:
         alive = holder.alive if holder is not None else False
@@ -178,7 +205,7 @@ class FolderWatch:
             return Ending(text=_describe_end(stage, last), good=False)
         if alive is False:
             who = holder.name if holder is not None else "its process"
-            return Ending(text=_describe_loss(who, last_seen, stage), good=False)
+            return Ending(text=_describe_loss(who, last_seen, stage), good=False, is_unannounced=True)
         return None
 
     def _removed_folder(self) -> RunView:
@@ -192,14 +219,14 @@ def _recorded_steps(metrics: Recent[Row]) -> int:
     return 0 if last is None else int(last) + 1
 
 
-def _members(status: Row, now: float) -> Iterator[ActorRow]:
+def _members(status: Row, now: float, is_over: bool) -> Iterator[ActorRow]:
     members = status.get("members")
     for name, record in members.items() if isinstance(members, Mapping) else ():
         if isinstance(record, Mapping):
             process, heartbeat = record.get("process"), number(record.get("heard"))
             yield ActorRow(
                 name=one_line(name),
-                state=one_line(record.get("state", "")),
+                state=GONE if is_over else one_line(record.get("state", "")),
                 node=one_line(record.get("node", "")),
                 process=process if isinstance(process, int) else None,
                 heartbeat_age=None if heartbeat is None else max(0.0, now - heartbeat),

@@ -6,6 +6,7 @@ markup.
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -32,7 +33,12 @@ SMALLEST = (40, 10)
 LOOP = ("rollout", "score", "advantages", "update", "publish")
 """The phases of a PPO step, in order."""
 FINE_STATES = ("serving", "current")
+GONE_STATES = ("gone",)
+"""States of the members of a run that has ended: none of them is in more trouble than the others."""
 HEAD_LINES = 6
+"""Lines of the head with one line of the run's state."""
+MOST_STATE_LINES = 4
+"""Most lines of the state: the end of a run is a sentence or two."""
 LONG_SECONDS = 99.5
 """From here on, times are shown as minutes and hours."""
 MOST_MEMBERS = 12
@@ -47,13 +53,15 @@ _VALUE_COLUMNS, _SPAN_COLUMNS = 10, 24
 def picture(view: RunView, width: int, height: int, footer: str = "") -> RenderableType:
     """Draw the state of a run in ``width`` columns and ``height`` lines."""
     width, height = max(width, SMALLEST[0]), max(height, SMALLEST[1])
-    rest = height - HEAD_LINES
+    states = _states(view, width - 2 * FRAME, min(MOST_STATE_LINES, max(1, (height - 2) // 4 - 1)))
+    head_lines = HEAD_LINES - 1 + len(states)
+    rest = height - head_lines
     members = len(view.members)
     wanted = FRAME + max(len(history(view)), members if members <= MOST_MEMBERS else 0, 3)
     middle = min(wanted, max(3, rest * 45 // 100))
     below = rest - middle
     root = Layout()
-    parts = [Layout(_head(view, width, footer), size=HEAD_LINES), Layout(name="middle", size=middle)]
+    parts = [Layout(_head(view, states, width, footer), size=head_lines), Layout(name="middle", size=middle)]
     texts = _texts(view, width - 2 * FRAME, below)
     root.split_column(*parts, *texts)
     left = Layout(_numbers(view, width if not view.members else width // 2, middle - FRAME))
@@ -69,9 +77,9 @@ def _panel(body: RenderableType, title: str, style: str = "cyan") -> Panel:
 # The head: the run's progress.
 
 
-def _head(view: RunView, width: int, footer: str) -> RenderableType:
+def _head(view: RunView, states: Sequence[Text], width: int, footer: str) -> RenderableType:
     inner = width - 2 * FRAME
-    rows = [_stages(view), _progress(view, inner), _phases(view, inner), _state(view)]
+    rows = [_stages(view), _progress(view, inner), _phases(view, inner), *states]
     for row in rows:
         row.truncate(inner, overflow="ellipsis")
     panel = _panel(Group(*rows), f"{one_line(view.title)} · {_shorten(view.source, max(10, inner - 40))}")
@@ -149,6 +157,15 @@ def _seconds(seconds: float | None) -> str:
     return f" {seconds:.2g}s" if seconds < LONG_SECONDS else f" {format_seconds(seconds)}"
 
 
+def _states(view: RunView, width: int, lines: int) -> list[Text]:
+    """The state of the run in at most ``lines`` lines, broken between words."""
+    state = _state(view)
+    parts = textwrap.wrap(state.plain, width) or [""]
+    if len(parts) > lines:
+        parts[lines - 1 :] = [" ".join(parts[lines - 1 :])]  # too long, and cut
+    return [Text(part, style=state.style) for part in parts]
+
+
 def _state(view: RunView) -> Text:
     if view.ending is not None:
         return Text(one_line(view.ending.text), style="bold green" if view.ending.good else "bold red")
@@ -203,9 +220,10 @@ def _where(member: ActorRow) -> str:
 
 def _by_role(members: Sequence[ActorRow]) -> list[tuple[str, str, str]]:
     """Members in trouble by name and first, the others by role, with their numbers of members and nodes."""
-    troubled = [member for member in members if member.state not in FINE_STATES]
+    grouped = (*FINE_STATES, *GONE_STATES)
+    troubled = [member for member in members if member.state not in grouped]
     rows = [(member.name, member.state, _where(member)) for member in troubled]
-    fine = sorted((member for member in members if member.state in FINE_STATES), key=lambda member: member.role)
+    fine = sorted((member for member in members if member.state in grouped), key=lambda member: member.role)
     for role, some in groupby(fine, key=lambda member: member.role):
         group = list(some)
         nodes = len({member.node for member in group})

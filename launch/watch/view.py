@@ -48,6 +48,8 @@ class Ending:
     text: str
     good: bool
     """Whether the run succeeded."""
+    is_unannounced: bool = False
+    """Whether its process ended without a message: the same command may have been given again."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,7 +54,7 @@ class Incident:
     seconds_lost: float = 0.0
     """Seconds until a replacement serves; repeated steps are not included."""
     samples_redone: int = 0
-    """Unfinished samples of the actor that are re-dispatched."""
+    """Unfinished samples of the actor that are re-dispatched; those of repeated steps are not among them."""
 
     @property
     def is_device_error(self) -> bool:
@@ -71,6 +71,13 @@ class Incident:
         parts = [f"{self._actor()} {self.kind} during {self._when()}: {self.what}", *self._symptoms()]
         parts.append(f"likely cause: {self.cause}")
         if self.advice:
+            parts.append(f"what to do: {self.advice}")
+        return one_line("; ".join(parts))
+
+    def headline(self) -> str:
+        """The incident in one line for people who look at the run: who, where, when and why."""
+        parts = [f"{self._actor()} {self.kind} during {self._when()}: {self.cause}"]
+        if self.is_device_error or self.is_memory_error:
             parts.append(f"what to do: {self.advice}")
         return one_line("; ".join(parts))
 
@@ -91,7 +98,6 @@ class Incident:
             "what": one_line(self.what),
             "cause": str(self.cause),
             "advice": self.advice,
-            "seconds_lost": self.seconds_lost,
             "samples_redone": self.samples_redone,
             "heartbeat_age_seconds": facts.heartbeat_age_seconds,
             "process_state": facts.process_state,

@@ -56,6 +56,17 @@ class Console:
         """Print ``text`` without styles and control characters."""
         _write(self._stream, lambda: self._rich.print(Text(plain_text(text))))
 
+    def notice(self, text: str) -> None:
+        """Show one line while a stage runs, above its progress bar if there is one.
+
+        It is never wrapped: it stays one line in a log. If nobody can see it any more, the run goes on.
+        """
+        line = one_line(text)
+        if self._bars:
+            _write(self._stream, lambda: self._rich.print(Text(line), soft_wrap=True))
+        else:
+            _write(self._stream, lambda: print(line, file=self._stream, flush=True))
+
     @property
     def has_colour(self) -> bool:
         """Whether the stream shows styles."""

@@ -22,7 +22,7 @@ def test_without_held_out_prompts_there_is_no_comparison(tmp_path: Path) -> None
 
 def test_a_run_whose_samples_were_all_dropped_ends_with_what_is_known(tmp_path: Path) -> None:
     shown = _headline(tmp_path, {"reward": {"held-out accuracy": 0.75}, "ppo": {}}, tmp_path / "curves.png", 12.0)
-    assert shown["reward model, held-out accuracy"] == 0.75 and shown["seconds in all"] == 12.0
+    assert shown["reward model, held-out accuracy"] == 0.75 and shown["seconds of this command"] == 12.0
     assert "PPO's gain in standard deviations" not in shown
     assert f"rlhf report {tmp_path}" in shown.values(), "the next command"
     learned = {"gain in standard deviations": 1.5, "sequence KL at the end, nats": 0.0}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from actors.pipeline import _recorded_errors
+from actors.pipeline import _recorded_errors, with_seconds
 from actors.session import Session
 from rlhf.config.schema import CheckpointConfig, Recipe
 from rlhf.errors import CanaryError, ClusterError, MachineryError, RLHFError, Stopped, Unsaved
@@ -107,3 +107,11 @@ def test_what_ends_the_process_in_the_main_threads_place_is_recorded_the_same_wa
         told = stage.session.last_resort.record(Unsaved("It took too long."))
     assert str(told) == f"It took too long. The same command resumes from the last checkpoint, {last}."
     assert [event["message"] for event in stage.events] == [str(told)]
+
+
+def test_the_summary_of_a_resumed_stage_says_which_seconds_are_of_all_its_commands() -> None:
+    summary: dict[str, float | str] = {"goodput": 0.5, "seconds, update": 20.0}
+    assert with_seconds(summary, 7.0, resumes=False) == {**summary, "seconds in all": 7.0}
+    assert with_seconds(summary, 7.0, resumes=True) == {
+        "goodput": 0.5, "seconds of all commands, update": 20.0, "seconds of this command": 7.0
+    }  # fmt: skip

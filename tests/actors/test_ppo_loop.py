@@ -12,6 +12,7 @@ from ray.exceptions import ObjectStoreFullError
 from actors.ppo_loop import PPOLoop
 from actors.run_actors import RunActors
 from actors.supervisor import Supervisor
+from actors.waiting import PhaseContext
 from rlhf.config.schema import Recipe, RecoveryConfig
 from rlhf.errors import LostError, MachineryError
 from rlhf.evaluation.overoptimisation import Watch
@@ -32,7 +33,8 @@ class Running:
         recipe = Recipe(name="x", recovery=RecoveryConfig(backoff_seconds=0.0, restarts=restarts))
         self.events: list[dict[str, Any]] = []
         self.replaced: list[str] = []
-        self.supervisor = Supervisor(recipe, lambda kind, **details: self.events.append({"kind": kind, **details}))
+        self.shown: list[str] = []
+        self.supervisor = Supervisor(recipe, self._report, show=self.shown.append)
         for name in (*POLICY, *REWARD, *ENGINES):
             self.supervisor.started(name, None)
         actors = SimpleNamespace(
@@ -53,9 +55,18 @@ class Running:
         self.kept: list[tuple[int, bool]] = []
         checkpoints: Any = SimpleNamespace(
             restore=lambda: (state, ()),
+            restored_from="the snapshot",
             keep=lambda state, blocks, metrics, is_last: self.kept.append((state.step, is_last)),
         )
         self.loop = PPOLoop(trainer, checkpoints, (state, ()))
+
+    def _report(self, kind: str, **details: Any) -> None:
+        self.events.append({"kind": kind, **details})
+
+    @property
+    def losses(self) -> list[dict[str, Any]]:
+        """Events of lost actors and results."""
+        return [event for event in self.events if event["kind"].startswith("actor_")]
 
     def _replace(self, names: Any) -> None:
         self.replaced += names
@@ -78,7 +89,7 @@ def test_all_that_are_gone_are_replaced_and_it_is_one_restart() -> None:
     running = Running(restarts=1)
     assert running.bear(LostError("the monitor killed them", (POLICY[1], ENGINES[0]), "died")) == "done"
     assert running.replaced == [ENGINES[0], *POLICY]
-    assert [event["member"] for event in running.events] == [POLICY[1], ENGINES[0]]
+    assert [event["member"] for event in running.losses] == [POLICY[1], ENGINES[0]]
     assert running.supervisor.goodput.restarts == 1
 
 
@@ -101,10 +112,67 @@ def test_a_run_does_not_bear_it_for_ever() -> None:
 def test_a_roll_back_counts_the_samples_that_were_set_aside_by_then() -> None:
     running = Running()
     then = replace(running.loop.state, set_aside=3)
-    running.loop.checkpoints = SimpleNamespace(restore=lambda: (then, ()))  # type: ignore[assignment]
+    running.loop.checkpoints = SimpleNamespace(restore=lambda: (then, ()), restored_from="")  # type: ignore[assignment]
     running.supervisor.goodput.set_aside = 5  # two of them since
     assert running.bear(LostError("killed", (POLICY[0],), "died")) == "done"
     assert running.supervisor.goodput.set_aside == 3
+
+
+@pytest.mark.parametrize(
+    ("done", "is_in_step", "repeated", "shown"),
+    [
+        (4, True, 2, "steps 3 to 4 are"),
+        (3, True, 1, "step 3 is"),
+        (4, False, 1, "step 3 is"),
+        (3, False, 0, "no step is"),
+    ],
+)
+def test_a_roll_back_is_an_event_and_a_line_with_the_steps_that_are_repeated(
+    done: int, is_in_step: bool, repeated: int, shown: str
+) -> None:
+    """Step 4 fails, or the snapshot after it; three steps were completed when the last snapshot was taken."""
+    running = Running()
+    then = replace(running.loop.state, step=3)
+    running.loop.checkpoints.restore = lambda: (then, ())  # type: ignore[method-assign]
+    running.loop.state, running.loop.steps = replace(then, step=done), 5
+
+    errors: list[Exception] = [MachineryError("enough"), LostError("killed", (POLICY[0],), "died")]
+
+    def fail(*arguments: Any) -> Any:
+        raise errors.pop()
+
+    if is_in_step:
+        running.loop._step = fail  # type: ignore[method-assign]
+        with pytest.raises(MachineryError, match="enough"):
+            next(running.loop._run())
+    else:
+        running.loop.checkpoints.keep = fail  # type: ignore[method-assign]
+        running.loop._keep(BatchReport(metrics={}, samples=(), state=then.algorithm))
+    restored = running.events[-1]
+    assert restored.pop("seconds") >= 0
+    assert restored == {"kind": "restored", "step": 3, "source": "the snapshot", "steps_repeated": repeated}
+    lost, line = running.shown
+    assert lost.startswith("policy rank 0 died during ")
+    assert line.startswith(f"restored the snapshot after 3 completed steps: {shown} repeated, counted from 0 (")
+
+
+def test_a_loss_during_the_recovery_is_one_of_its_own_phase() -> None:
+    running = Running()
+    state, failures = running.loop.state, [LostError("killed too", (POLICY[1],), "died")]
+
+    def restore() -> Any:
+        running.supervisor.enter_phase(PhaseContext(phase="restore"))
+        if failures:
+            raise failures.pop()
+        return state, ()
+
+    running.loop.checkpoints.restore = restore  # type: ignore[method-assign]
+    running.supervisor.enter_phase(PhaseContext(phase="update", step=0))
+    assert running.bear(LostError("killed", (POLICY[0],), "died")) == "done"
+    assert [(event["member"], event["phase"]) for event in running.losses] == [
+        (POLICY[0], "update"), (POLICY[1], "restore"),
+    ]  # fmt: skip
+    assert [event["kind"] for event in running.events].count("restored") == 1
 
 
 def test_the_step_at_which_a_run_stops_early_is_its_last() -> None:
@@ -128,7 +196,7 @@ def test_a_device_that_fails_costs_its_group_and_no_restart() -> None:
     running = Running(restarts=0)
     assert running.bear(LostError(ECC, (POLICY[0],), "failed")) == "done"
     assert running.replaced == [*POLICY]
-    assert [("ECC" in event["cause"], event["kind"]) for event in running.events] == [(True, "actor_failed")]
+    assert [("ECC" in event["cause"], event["kind"]) for event in running.losses] == [(True, "actor_failed")]
 
 
 def test_lack_of_memory_at_the_same_place_again_ends_the_run_with_what_to_change() -> None:

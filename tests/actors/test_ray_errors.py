@@ -235,5 +235,5 @@ def test_an_actor_that_the_memory_monitor_kills_is_named_and_told(tmp_path: Path
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [line for line in done.stdout.splitlines() if not line.startswith(("policy", "\x1b"))]
     assert lines[:3] == ["('policy rank 0',) died"] * 2 + ["('policy rank 0',)"], done.stdout
-    assert lines[3].startswith("Ray's memory monitor killed it: its node ran low on memory | policy rank 0 died")
+    assert lines[3].startswith("Ray's memory monitor killed it: its node ran low on memory | Ray's memory monitor")
     assert "GB used / " in lines[3] and "killed there: process " in lines[3]

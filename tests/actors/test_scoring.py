@@ -378,8 +378,10 @@ def test_a_held_out_scorer_that_loses_a_rank_is_rebuilt_and_goes_on(actors: Any)
     assert small.times("judge rank 1", 30) == 1 and small.times("judge rank 1", 20) == 2
     aside = [event for event in small.events if event["kind"] == "sample_set_aside"]
     assert [(event["prompt"], event["reason"], event["phase"], event["step"]) for event in aside] == [
-        (30, "too long", "judge", 7), (20, "too long", "judge", 7), (10, "too long", "judge", 7),
+        (30, "too long", "judge", 6), (20, "too long", "judge", 6), (10, "too long", "judge", 6),
     ]  # fmt: skip
+    [died] = [event for event in small.events if event["kind"] == "actor_died"]
+    assert (died["phase"], died["step"]) == ("judge", 6), "after 7 steps: it is part of the last one"
 
 
 def test_an_evaluation_bears_only_so_many_prompts_without_an_answer(actors: Any) -> None:

@@ -309,6 +309,9 @@ def test_lost_ranks_are_replaced_and_every_step_is_recorded_once(
     assert (event["role"], event["rank"], event["step"]) == ("policy", 0, step)
     assert event["phase"] == ("update" if method == "update" else "save")
     assert [event["member"] for event in stage.events("actor_replaced")] == [RANK]
+    [restored] = stage.events("restored")
+    last = len(BATCHES) - 1 if step is None else step
+    assert (restored["step"] + restored["steps_repeated"]) == last + 1
     assert stage.ranks.supervisor.goodput.restarts == 1
 
 
@@ -319,6 +322,8 @@ def test_a_snapshot_that_is_lost_leads_to_the_checkpoint_in_the_same_recovery(lo
     stage.go(("update", 5, died()), ("collect", None, LostError("an object is lost", kind="failed")))
     assert stage.rows == expected() and stage.saved == 678
     assert [event["step"] for event in stage.events("snapshot_lost")] == [5]
+    [restored] = stage.events("restored")
+    assert (restored["source"], restored["step"], restored["steps_repeated"]) == ("the checkpoint", 3, 3)
     assert stage.ranks.supervisor.goodput.restarts == 1 and stage.ranks.rebuilt == 1
 
 

@@ -316,6 +316,55 @@ def test_an_actor_is_lost_until_one_serves_in_its_place(monkeypatch: pytest.Monk
     assert [event["seconds"] for event in events if event["kind"] == "actor_replaced"] == [50.0]
 
 
+def test_a_loss_and_its_end_are_shown_in_one_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks of a group and an engine, which is replaced last."""
+    clock, names = Clock(), [NAME, PEER, "rollout engine 0"]
+    shown, events = list[str](), list[dict[str, Any]]()
+    monkeypatch.setattr(supervisor_module, "time", SimpleNamespace(time=clock, monotonic=time.monotonic))
+    report = lambda kind, **details: events.append({"kind": kind, **details})  # noqa: E731
+    supervisor = Supervisor(Recipe(name="x"), report, show=shown.append)
+
+    def start(*names: str) -> None:
+        for name in names:
+            supervisor.started(name, None)
+            supervisor.built(ProcessLocation(name=name, node="", node_id="", process=0))
+            supervisor._actors[name].where = None  # no process to be looked at
+        supervisor.serve(names)
+
+    start(*names)
+    assert shown == []
+    supervisor.handle_loss(LostError("gone", (NAME, names[2]), "died"), CONTEXT)
+    supervisor.enter_phase(PhaseContext(phase="restore"))
+    clock.now += 4
+    start(NAME, PEER)
+    assert len(shown) == 2, "an engine is still missing"
+    clock.now += 8
+    start(names[2])
+    assert [line.partition(":")[0] for line in shown] == [
+        "policy rank 0 died during update of step 7", "rollout engine 0 died during update of step 7",
+        "all actors serve again, 12.0 s after the loss",
+    ]  # fmt: skip
+    replaced = [event for event in events if event["kind"] == "actor_replaced"]
+    assert [(event["member"], event["seconds"]) for event in replaced] == [(NAME, 4.0), (PEER, 0.0), (names[2], 12.0)]
+    assert {(event["phase"], event["step"]) for event in replaced} == {("update", 7)}, "where they were lost"
+
+
+def test_each_event_describes_its_own_actor() -> None:
+    """The scorer's call fails; the critic is found dead at the same time. The scorer's second rank is the one."""
+    events = list[dict[str, Any]]()
+    supervisor = Supervisor(Recipe(name="x"), lambda kind, **details: events.append({"kind": kind, **details}))
+    for name in ("critic rank 0", "judge rank 0", "judge rank 1"):
+        supervisor.started(name, None)
+    found = LostError(
+        "judge rank 1 died during judge of step 9: gone", ("judge rank 1",), "died", "gone", ("judge rank 1",)
+    )
+    supervisor.handle_loss(found.of(("critic rank 0", "judge rank 0", "judge rank 1")), CONTEXT)
+    assert {event["member"]: event["what"] for event in events} == {
+        "judge rank 1": "gone", "critic rank 0": "lost together with judge rank 1"
+    }  # fmt: skip
+    assert "seconds_lost" not in events[0]
+
+
 @pytest.mark.parametrize("state", ["T", "t", "D"])
 def test_who_cannot_go_on_keeps_its_peers_waiting(state: str) -> None:
     """States of ps: stopped by a signal or a debugger, or in a sleep that no signal ends."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import signal
 import sys
@@ -41,6 +42,13 @@ def broken(pipeline: Pipeline) -> Ended:
     status = run.wait_for(None, "update")
     run.strike(Fault(step=status["step"], phase="update", member="policy rank 1"), status)
     assert run.end() == 0, run.said()
+    shown = run.output.read_text()
+    lost = re.search(r"^policy rank 1 \(node 127\.0\.0\.1, process \d+\) died during \w+ of step \d+: .+", shown, re.M)
+    assert lost is not None, shown
+    after = shown[lost.end() :]
+    assert re.search(r"^all actors serve again, [\d.]+ s after the loss$", after, re.M), shown
+    assert re.search(r"^restored the snapshot after \d+ completed steps?: .+ repeated", after, re.M), shown
+    assert "seconds of all commands, update" in shown and "seconds of this command" in shown
     return Ended(path=run.path)
 
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
-from rlhf.errors import MOST_PROBLEMS, UserError, raise_all
+from rlhf.errors import MOST_PROBLEMS, LostError, UserError, raise_all
 
 
 def test_nothing_wrong_raises_nothing():
@@ -27,3 +29,15 @@ def test_more_than_a_screen_is_counted():
         raise_all([UserError(f"problem {number}") for number in range(MOST_PROBLEMS + 3)], "run.yaml")
     lines = str(error.value).splitlines()
     assert len(lines) == MOST_PROBLEMS + 2 and lines[-1] == "... and 3 more"
+
+
+def test_a_loss_tells_of_each_actor_what_concerns_it():
+    two = ("policy rank 0", "policy rank 1")
+    error = pickle.loads(
+        pickle.dumps(LostError("policy rank 1 died during update: gone", two[1:], reason="gone", of_whom=two[1:]))
+    )
+    assert error.of(two).told_of(two) == "gone"
+    assert error.of(two).told_of(two[:1]) == "lost together with policy rank 1"
+    assert error.of(two[:1]).told_of(two[:1]) == str(error), "its subject is reported nowhere else"
+    assert LostError("an object is lost", two).told_of(two) == "an object is lost"
+    assert (error.of(two, "stalled").kind, error.of(two).kind) == ("stalled", "died")

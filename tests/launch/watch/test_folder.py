@@ -176,6 +176,48 @@ def test_a_missing_process_is_reported(root: Path) -> None:
     assert ending.text.endswith("The same command resumes from checkpoints/step_10")
 
 
+def test_a_lost_run_is_watched_until_the_same_command_takes_its_folder(root: Path) -> None:
+    """It takes some seconds to get there; the members of the lost one are gone at once, and are not the new one's."""
+    run, clock = Pretend(root), [time.time()]
+    watch = FolderWatch(WatchedFolder.of(root), lambda: clock[0], patience=30.0)
+
+    def view() -> RunView:
+        found = watch.poll()
+        assert found is not None
+        return found
+
+    run.step(0)
+    run.status("update", 1)
+    (run.run.checkpoints / "step_1").mkdir(parents=True)
+    assert {member.state for member in view().members} == {"serving"}
+    lock = root / ".ppo.lock"
+    lock.write_text(f"process {_dead()} on {os.uname().nodename}\n")
+    os.utime(lock, (clock[0] - 60, clock[0] - 60))
+    found = view()
+    assert found.ending is None and {member.state for member in found.members} == {"gone"}
+    assert "The same command resumes from checkpoints/step_1; watched for 30 s more" in found.warning
+    clock[0] += 29
+    assert view().ending is None
+    lock.write_text(f"process {os.getpid()} on {os.uname().nodename}\n")
+    os.utime(lock, (clock[0], clock[0]))
+    found = view()
+    assert (found.ending, found.warning, found.members, found.phase) == (None, "", (), "")
+    clock[0] += 60
+    lock.write_text(f"process {_dead()} on {os.uname().nodename}\n")
+    assert view().ending is None, "another process: it is watched as long"
+    clock[0] += 31
+    ending = view().ending
+    assert ending is not None and "ended without a message" in ending.text
+    assert poll(root).ending is not None, "a single picture does not wait"
+
+
+def test_the_members_of_a_failed_run_are_gone(root: Path) -> None:
+    run = Pretend(root)
+    run.status("update", 1)
+    run.event("failed", error="MachineryError", exit_code=3, message="critic rank 0 died")
+    assert {member.state for member in poll(root).members} == {"gone"}
+
+
 def test_a_process_with_the_number_of_one_that_is_gone_is_another(root: Path) -> None:
     Pretend(root)
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)

@@ -15,7 +15,7 @@ from launch.watch.folder import FolderWatch, WatchedFolder
 from launch.watch.lines import Lines
 from launch.watch.screen import picture
 from launch.watch.spark import sparkline
-from launch.watch.view import ActorRow, RunView
+from launch.watch.view import ActorRow, Ending, RunView
 from rlhf.tracking.console import one_line
 from tests.launch.watch.pretend import HOSTILE, Pretend
 
@@ -83,6 +83,23 @@ def test_many_members_are_grouped_by_role_with_failures_first(view: RunView) -> 
     assert "on 8 nodes" in text
 
 
+def test_members_of_a_run_that_has_ended_are_grouped_too(view: RunView) -> None:
+    members = tuple(ActorRow(name=f"policy rank {i}", state="gone", node="10.0.0.1") for i in range(64))
+    text = "\n".join(drawn(replace(view, members=members), 100, 30))
+    assert "policy ×64" in text and "gone" in text
+
+
+def test_how_a_run_ended_is_shown_to_its_last_word(view: RunView) -> None:
+    """The checkpoint from which it goes on stands at the end of a text of two lines; a small terminal has one."""
+    text = f"process 4711 on a-node-with-a-long-name {'ended without a message ' * 5}resumes from checkpoints/step_3"
+    for ending, warning in ((Ending(text=text, good=False), ""), (None, text)):
+        ended = replace(view, ending=ending, warning=warning)
+        lines = drawn(ended, 120, 40)
+        assert len(lines) == 40 and {cell_len(line) for line in lines} == {120}
+        assert "resumes from checkpoints/step_3" in " ".join(line.strip("│ ") for line in lines)
+        assert len(drawn(ended, 40, 10)) == 10
+
+
 def test_a_run_of_which_nothing_is_known_can_be_drawn() -> None:
     text = "\n".join(drawn(RunView(title="new", source="runs/new", stage="sft"), 80, 24))
     assert "no step done yet" in text
@@ -100,6 +117,17 @@ def test_sparkline() -> None:
 def test_events_and_texts_are_lines() -> None:
     assert describe_event({"kind": "actor_replaced", "member": "critic rank 0", "seconds": 12.986}) == (
         "critic rank 0 replaced: after 13.0 s"
+    )
+    lost = {"member": "critic rank 0", "phase": "update", "step": 4}
+    assert describe_event({"kind": "actor_replaced", **lost, "seconds": 3.0}) == (
+        "critic rank 0 replaced: after 3.0 s, lost in update of step 4"
+    )
+    assert describe_event({"kind": "actor_died", **lost, "cause": "killed", "advice": "find out\nby whom"}) == (
+        "critic rank 0 died in update of step 4: killed; what to do: find out by whom"
+    )
+    restored = {"step": 3, "source": "the snapshot", "steps_repeated": 2, "seconds": 1.5}
+    assert describe_event({"kind": "restored", **restored}) == (
+        "restored at step 3: source the snapshot, steps repeated 2, seconds 1.5"
     )
     assert describe_event({"kind": "metric_not_finite", "step": 3, "metrics": {"lr": "nan"}}) == (
         "metric not finite at step 3: metrics {'lr': 'nan'}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+from rlhf.recovery.diagnosis import Cause
 from rlhf.recovery.facts import Facts
 from rlhf.recovery.incident import Incident
 
@@ -40,6 +41,14 @@ def test_an_incident_is_one_line_with_all_that_is_known() -> None:
         "heartbeat 118 s ago; doing update; memory 2.1 GiB of 24; likely cause: the process is stopped; what to do: "
         "find out who stops it"
     )
+
+
+def test_the_headline_says_who_where_when_and_why() -> None:
+    assert STALL.headline() == (
+        "policy rank 1 (node 127.0.0.1, process 4711) stalled during update of step 12: the process is stopped"
+    )
+    broken = replace(STALL, kind="failed", cause=Cause.GPU_ECC, advice="take the node\nout")
+    assert broken.headline().endswith("uncorrectable error (ECC); what to do: take the node out")
 
 
 def test_a_group_that_fails_as_a_whole_is_one_incident() -> None:
@@ -84,7 +93,6 @@ def test_events_keep_what_can_be_counted() -> None:
         "what": "no answer for 120 s",
         "cause": "the process is stopped",
         "advice": "find out who stops it",
-        "seconds_lost": 131.5,
         "samples_redone": 8,
         "heartbeat_age_seconds": 118.2,
         "process_state": "T",

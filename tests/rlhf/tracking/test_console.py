@@ -50,6 +50,21 @@ def test_bars_can_be_switched_off_on_a_terminal() -> None:
     assert out.getvalue() == "sft  2/2  loss 0.5  0:00 passed, 0:00 left\n"
 
 
+def test_a_notice_is_one_line_in_a_log_and_above_the_bar_of_a_terminal() -> None:
+    text = f"policy rank 0 died:\x1b[2J {'a long cause ' * 20}end"
+    line = text.replace("\x1b", "")
+    out = io.StringIO()
+    Console(out).notice(text)
+    assert out.getvalue() == f"{line}\n"
+    terminal = Terminal()
+    console = Console(terminal)
+    with console.stage("ppo", 2) as report:
+        report(1, {})
+        console.notice(text)
+    assert f"{line}\n" in terminal.getvalue()
+    assert terminal.getvalue().index(line) < terminal.getvalue().rindex("1/2"), "the bar is drawn again below it"
+
+
 @pytest.mark.parametrize("is_terminal", [False, True])
 def test_a_run_goes_on_when_nobody_can_read_its_progress(is_terminal: bool) -> None:
     """The reader of a pipe has gone, or the terminal: what is written later, and at the end, is discarded."""
@@ -62,6 +77,7 @@ def test_a_run_goes_on_when_nobody_can_read_its_progress(is_terminal: bool) -> N
             os.close(reader)
             for step in (2, 3):
                 report(step, {"loss": 0.5})
+            console.notice("policy rank 0 died")
         console.summary("sft", {"loss": 0.5})
 
 
