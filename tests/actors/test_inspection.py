@@ -13,6 +13,7 @@ import pytest
 from actors.inspection import inspect_here, terminate_here
 from actors.process import ProcessLocation
 from rlhf.process_identity import start_of
+from rlhf.recovery.reaper import pid_namespace
 
 Process = subprocess.Popen[bytes]
 
@@ -56,7 +57,7 @@ def test_processes_that_have_the_pids_by_now_are_left_alone(
 ) -> None:
     owner, child = processes
     where = replace(location(owner, child), started=1, children_started=(1,))
-    own_file = tmp_path / f"rlhf-weights-{owner.pid}-x"
+    own_file = tmp_path / f"rlhf-weights-{pid_namespace()}-{owner.pid}-x"
     own_file.touch()
     monkeypatch.setattr("rlhf.recovery.leftovers.SHARED_MEMORY", tmp_path)
     terminate_here([where], spare_owner=False)
@@ -70,7 +71,7 @@ def test_the_files_of_a_recorded_process_are_removed(
     processes: tuple[Process, Process], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owner, child = processes
-    file = tmp_path / f"rlhf-weights-{owner.pid}-x"
+    file = tmp_path / f"rlhf-weights-{pid_namespace()}-{owner.pid}-x"
     file.touch()
     monkeypatch.setattr("rlhf.recovery.leftovers.SHARED_MEMORY", tmp_path)
     terminate_here([location(owner, child)], spare_owner=False)

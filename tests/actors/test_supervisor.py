@@ -29,6 +29,7 @@ from rlhf.recovery import facts
 from rlhf.recovery.budget import Budget
 from rlhf.recovery.diagnosis import Cause
 from rlhf.recovery.goodput import Goodput
+from rlhf.recovery.reaper import pid_namespace
 
 CONTEXT = PhaseContext(phase="update", step=7)
 NAME, PEER = "policy rank 0", "policy rank 1"
@@ -254,9 +255,9 @@ def test_what_killed_processes_had_in_memory_is_removed(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     watched = Watched(tmp_path)
     peer, where = watched.rank(PEER)
-    weights = tmp_path / f"rlhf-weights-{watched.where.process}-ab"
+    weights = tmp_path / f"rlhf-weights-{pid_namespace()}-{watched.where.process}-ab"
     weights.touch()
-    snapshot = tmp_path / f"rlhf-checkpoint-{where.process}-cd"
+    snapshot = tmp_path / f"rlhf-checkpoint-{pid_namespace()}-{where.process}-cd"
     snapshot.mkdir()
     (snapshot / "optimizer").touch()
     (others := tmp_path / "rlhf-weights-1-ef").touch()
