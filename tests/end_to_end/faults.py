@@ -34,6 +34,12 @@ class Fault:
     delay: float = 0.05
 
 
+def _as_from_a_terminal() -> None:
+    """Signals that whoever runs the tests ignores, as ``nohup`` and shells do in the background, end the command."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class Run:
     """A stage in a process of its own, by its own command or by ``command``; its folder tells where it is."""
 
@@ -59,6 +65,7 @@ class Run:
             env={**own, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", **environment},
             stdout=self.output.open("w"),
             stderr=subprocess.STDOUT,
+            preexec_fn=_as_from_a_terminal,
         )
 
     def status(self) -> dict[str, Any]:
