@@ -62,7 +62,7 @@ def draw(kinds: Sequence[str], faults: int, steps: int, seed: int) -> list[tuple
     rounds = -(-faults // len(CHAOS_PHASES))
     phases = [phase for _ in range(rounds) for phase in chance.sample(CHAOS_PHASES, len(CHAOS_PHASES))]
     return [
-        (name, Aim(role=KINDS[name].role, phase=phase, fault=KINDS[name].fault, step=1 + i * (steps - 3) // faults))
+        (name, Aim(role=KINDS[name].role, phase=phase, fault=KINDS[name].fault, step=1 + i * (steps - 6) // faults))
         for i, (name, phase) in enumerate(zip(names, phases))
     ]
 
