@@ -152,6 +152,7 @@ def run_command(arguments: Sequence[str]) -> Ended:
 
     Standard output is flushed here: Python itself would report a failure only at its end, with a traceback.
     """
+    _open_closed_streams()
     name = " ".join(["rlhf", *_command_words(arguments)])
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     ended = _run(name, arguments)
@@ -199,6 +200,13 @@ def _describe_full(error: OSError) -> str:
     where = error.filename or "the output"
     fix = "Free space there, or write elsewhere, and give the command again."
     return f"{where} cannot be written: {error.strerror}. {fix}"
+
+
+def _open_closed_streams() -> None:
+    """Give a command whose output was closed (``>&-``) one that goes nowhere; another file would get its number."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
 
 def _discard(stream: TextIO) -> None:

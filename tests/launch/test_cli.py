@@ -242,6 +242,11 @@ def test_help_and_completion_are_fast() -> None:
     assert completed.stdout == "--no-wait\n[]\n"
 
 
+def test_a_command_whose_output_is_closed_does_its_work() -> None:
+    plan = 'exec "$0" -m launch.cli plan "$1" --cluster nodes=1,gpus=8,gpu=h100-80 >&- 2>&-'
+    assert subprocess.run(["bash", "-c", plan, sys.executable, str(RECIPE)], check=False).returncode == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [(["--help"], 3), (["plan", str(RECIPE), "--cluster", "nodes=1,gpus=8,gpu=h100-80"], 3), (["pppo"], 2)],
