@@ -63,6 +63,8 @@ class StopRequest:
         """Shows a line to the user, when a signal is received."""
         self.unsaved: Callable[[], str | None] = saved
         """Returns what a stop has still to write, as a sentence; None if everything that it promises is on the disk."""
+        self._heard: str | None = None
+        """The first signal, also if the main thread is in native code and has not seen it."""
         self._first: float | None = None
         """Time of the first insistent signal, as the main thread saw it."""
 
@@ -95,7 +97,7 @@ class StopRequest:
 
     def outcome(self, seconds: float) -> RLHFError:
         """Outcome of a stop whose grace period of ``seconds`` has ended: ``Stopped`` only if everything is saved."""
-        why = self.reason() or "time limit"
+        why = self.reason() or self._heard or "time limit"
         missing = self.unsaved()
         if missing is None:
             return Stopped(why)
@@ -141,6 +143,7 @@ class StopRequest:
         while numbers := os.read(reader, MOST_SIGNALS):
             heard = [number for number in numbers if number in SIGNALS]
             if heard:
+                self._heard = self._heard or signal.Signals(heard[0]).name
                 self._last_resort.end_within(self._grace, lambda: self.outcome(self._grace))
             if insistent := [number for number in heard if number in INSISTENT]:
                 first = _insist(insistent[0], first)

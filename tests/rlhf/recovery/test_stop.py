@@ -246,6 +246,31 @@ with stop.install():
 """
 
 
+NATIVE = """
+import ctypes, os, time
+from rlhf.config.schema import CheckpointConfig
+from rlhf.recovery.last_resort import LastResort
+from rlhf.recovery.stop import StopRequest
+resort = LastResort()
+resort.show = lambda text: os.write(1, f"{text}\\n".encode())
+stop = StopRequest(CheckpointConfig(grace_seconds=0.3), 0.0, time.time, {}, resort)
+with stop.install():
+    print("ready", flush=True)
+    mutex = ctypes.create_string_buffer(64)
+    for _ in range(2):  # the second waits for ever, and no signal ends it
+        ctypes.CDLL(None).pthread_mutex_lock(mutex)
+"""
+
+
+def test_a_stop_while_the_main_thread_is_in_native_code_names_its_signal() -> None:
+    process = subprocess.Popen([sys.executable, "-c", NATIVE], stdout=subprocess.PIPE, text=True)
+    assert said(process) == "ready"
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    assert said(process).startswith("stopped on request (SIGTERM)")
+    assert process.wait(timeout=30) == 75
+
+
 def test_a_stopped_run_says_where_it_goes_on() -> None:
     error = Stopped("SIGTERM", "runs/a/ppo/checkpoints/step_40")
     assert isinstance(error, RLHFError) and error.exit_code == 75
