@@ -21,7 +21,7 @@ import psutil
 
 from rlhf.errors import ClusterError
 from rlhf.recovery.diagnosis import Cause, diagnose
-from rlhf.recovery.facts import Facts, oom_kills, oom_kills_since, process_state
+from rlhf.recovery.facts import STOPPED, Facts, oom_kills, oom_kills_since, process_state
 from rlhf.recovery.last_resort import LastResort
 
 END_SECONDS = 15.0
@@ -126,7 +126,7 @@ class RayWatch:
             if ended := [handles[handle] for handle in ready]:
                 return self._fail(describe_end(ended, logs, kills))
             for each in handles.values():
-                if process_state(each.process) not in ("T", "t"):
+                if process_state(each.process) not in STOPPED:
                     stopped_since.pop(each.process, None)
                 elif time.monotonic() - stopped_since.setdefault(each.process, time.monotonic()) > STOPPED_SECONDS:
                     return self._fail(describe_stop(each))

@@ -27,6 +27,10 @@ LETTERS = {
 """psutil's status of a process → the kernel's letter, which ``ps`` and ``events.jsonl`` show."""
 
 
+STOPPED = ("T", "t")
+"""States of a process that is stopped."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Facts:
     """Facts about one process; None is unknown. A process on a failed node has ``alive=False`` only."""
@@ -55,7 +59,7 @@ class Facts:
     @property
     def is_stopped(self) -> bool:
         """Whether it is stopped, by a signal or by a debugger."""
-        return self.process_state in ("T", "t")
+        return self.process_state in STOPPED
 
 
 def read_facts(

@@ -12,7 +12,7 @@ from rlhf.errors import UserError
 from rlhf.serving.live_counts import CountRow
 from rlhf.serving.live_kpi import Kpi
 from rlhf.serving.recent_answers import AnswerChanges, KeptAnswer, RecentAnswer
-from rlhf.storage.database import Database, connect, is_sqlite, pragma_value, split_statements, translated
+from rlhf.storage.database import Database, connect, create_tables, is_sqlite, pragma_value, translated
 from rlhf.storage.locking import try_lock
 
 APPLICATION_ID = 0x524C4753
@@ -138,13 +138,7 @@ def _prepare(path: Path) -> None:
         raise UserError(f"{path} is no {SUBJECT}", "it is no SQLite file", FIX)
     with translated(path, SUBJECT), closing(connect(path)) as db:
         if is_new:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("BEGIN IMMEDIATE")
-            for statement in split_statements(SCHEMA):
-                db.execute(statement)
-            db.execute(f"PRAGMA user_version = {VERSION}")
-            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            db.commit()
+            create_tables(db, SCHEMA, VERSION, APPLICATION_ID)
         found, version = pragma_value(db, "application_id"), pragma_value(db, "user_version")
     if found != APPLICATION_ID:
         raise UserError(f"{path} is no {SUBJECT}", "another program wrote it", FIX)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rlhf.errors import UserError
 from rlhf.serving.audit_chain import RegistryEntry
-from rlhf.storage.database import connect, is_sqlite, pragma_value, split_statements, translated
+from rlhf.storage.database import connect, create_tables, is_sqlite, pragma_value, translated
 from rlhf.storage.durable import sync
 
 APPLICATION_ID = 0x524C5247
@@ -64,13 +64,7 @@ def create_file(path: Path) -> bool:
     try:
         partial.touch(exist_ok=False)
         with translated(partial, SUBJECT), closing(connect(partial)) as db:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("BEGIN IMMEDIATE")
-            for statement in split_statements(SCHEMA):
-                db.execute(statement)
-            db.execute(f"PRAGMA user_version = {VERSION}")
-            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            db.commit()
+            create_tables(db, SCHEMA, VERSION, APPLICATION_ID)
         os.link(partial, path)  # unlike a rename, it fails if the file exists
         sync(path.parent)
     except FileExistsError:

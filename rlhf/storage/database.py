@@ -165,6 +165,17 @@ def is_sqlite(path: Path) -> bool:
         return file.read(len(_MAGIC)) == _MAGIC
 
 
+def create_tables(db: sqlite3.Connection, schema: str, version: int, application_id: int) -> None:
+    """Create the tables of a new file, all or none, with the marks by which it is known."""
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("BEGIN IMMEDIATE")
+    for statement in split_statements(schema):
+        db.execute(statement)
+    db.execute(f"PRAGMA user_version = {version}")
+    db.execute(f"PRAGMA application_id = {application_id}")
+    db.commit()
+
+
 def split_statements(script: str) -> list[str]:
     """Split a script, to run it inside a transaction; ``executescript`` would commit the transaction first."""
     statements, text = [], ""
