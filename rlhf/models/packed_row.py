@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +26,8 @@ from rlhf.types import Bool, Int64, Sequences
 
 Form = Literal["packed", "padded"]
 """Layout of a pass: all sequences end to end in one row, or one row each, padded to the longest."""
+FILL = 16
+"""Packed rows are filled to a multiple of this many tokens: kernels of few shapes, which GPUs compute faster too."""
 UNFIT = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """Errors of models that do not support a layout. Lost processes and numeric errors have other types."""
 
@@ -90,6 +92,20 @@ def pack_row(
 
 def _joined(parts: Sequence[np.ndarray]) -> Int64:
     return np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64)
+
+
+def fill(row: PackedRow, multiple: int = FILL) -> PackedRow:
+    """The row with N a multiple of ``multiple``, by an extra sequence that is never read."""
+    rest = -row.tokens.shape[1] % multiple
+    if not rest:
+        return row
+    more = torch.arange(rest, device=row.tokens.device)[None]
+    return replace(
+        row,
+        tokens=functional.pad(row.tokens, (0, rest)),
+        positions=torch.cat([row.positions, more], dim=1),
+        lengths=(*row.lengths, rest),
+    )
 
 
 def hidden_states(backbone: nn.Module, row: PackedRow, form: Form = "packed", **attending: Any) -> Tensor:

@@ -14,20 +14,19 @@ this rank; H heads, d hidden size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
 import torch
 from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
 from torch import Tensor, distributed, nn
-from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from rlhf.errors import UserError
 from rlhf.models.attention import by_sequence, own_attention, use_row_attention
 from rlhf.models.head import backbone_of
-from rlhf.models.packed_row import Form, PackedRow, hidden_states, without_cache
+from rlhf.models.packed_row import FILL, Form, PackedRow, fill, hidden_states, without_cache
 from rlhf.placement.parallelism import SEQUENCE_PARALLEL_TYPES, sequence_parallel_problems
 
 
@@ -127,7 +126,8 @@ def read(
 ) -> PositionStates:
     """Last hidden states at ``positions`` (K,) of a row; with a group, at those of this rank's range."""
     if sequence_group is None:
-        hidden = hidden_states(backbone, row, form).index_select(0, positions)
+        full = fill(row) if form == "packed" else row
+        hidden = hidden_states(backbone, full, form).index_select(0, positions)
         return PositionStates(hidden=hidden, own=slice(None), count=len(positions), sequence_group=None)
     begin, part = _split_row(row, sequence_group)
     end = begin + part.tokens.shape[1]
@@ -173,21 +173,10 @@ class RowNet(nn.Module):
 
 
 def _split_row(row: PackedRow, sequence_group: SequenceParallelGroup) -> tuple[int, PackedRow]:
-    """This rank's range of positions: its begin, and its part of the row with the lengths of the whole row.
-
-    The row is padded to S·n tokens by an extra sequence that is never read.
-    """
-    tokens = row.tokens.shape[1]
-    each = -(-tokens // sequence_group.size)
-    filling, begin = each * sequence_group.size - tokens, each * sequence_group.rank
+    """This rank's range of positions: its begin, and its part of the row, filled, with the lengths of the whole row."""
+    full = fill(row, FILL * sequence_group.size)
+    each = full.tokens.shape[1] // sequence_group.size
+    begin = each * sequence_group.rank
     run = slice(begin, begin + each)
-    rest = torch.arange(filling, device=row.tokens.device)[None]
-    part = PackedRow(
-        tokens=functional.pad(row.tokens, (0, filling))[:, run],
-        positions=torch.cat([row.positions, rest], dim=1)[:, run],
-        predict_at=row.predict_at,
-        targets=row.targets,
-        last=row.last,
-        lengths=(*row.lengths, filling) if filling else row.lengths,
-    )
+    part = replace(full, tokens=full.tokens[:, run], positions=full.positions[:, run])
     return begin, part

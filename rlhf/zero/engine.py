@@ -25,6 +25,7 @@ from transformers.integrations import HfDeepSpeedConfig
 from rlhf.config.schema import OptimizerConfig, RoleConfig
 from rlhf.device import release_cache
 from rlhf.errors import NonFiniteError
+from rlhf.models.linear import use_onednn
 from rlhf.models.lora import adapters, merged, parts, plain_tensors
 from rlhf.models.stored import dtype_of, shape_of, stored_tensors
 from rlhf.placement.parallelism import model_parallel_size
@@ -84,6 +85,7 @@ class ZeroEngine:
                 self.engine = self._initialize(replace(role, zero_stage=0))  # nothing to shard without an optimizer
             else:
                 network.to(device)
+            use_onednn(network)
             self.offloader = Offloader(network, device)
             return
         network.train()  # gradient checkpointing needs training mode; dropout is off in both modes
@@ -93,6 +95,7 @@ class ZeroEngine:
         if role.zero_stage < 3 and self.tensor_ranks == 1:
             network.to(device)
         self.engine = self._initialize(role, optimizer.max_grad_norm, optimizer=adam, lr_scheduler=schedule)
+        use_onednn(network)
         self.offloader = Offloader(network, device, self.engine.optimizer, adam)
 
     def _initialize(self, role: RoleConfig, max_grad_norm: float = 0.0, **training: Any) -> Any:

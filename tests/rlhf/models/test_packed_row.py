@@ -7,7 +7,8 @@ import torch
 from transformers import AutoModel
 
 from rlhf.models.attention import use_row_attention
-from rlhf.models.packed_row import Form, hidden_states, pack_row
+from rlhf.models.packed_row import FILL, Form, fill, hidden_states, pack_row
+from rlhf.models.sequence_parallel import read
 from rlhf.types import Sequences
 from tests.rlhf.tiny import ARCHITECTURES, random_sequences, tiny_model, whole
 
@@ -26,6 +27,30 @@ def test_an_empty_row_is_one_token_that_predicts_nothing() -> None:
     row = pack_row(random_sequences((3, 2)), [], "cpu")
     assert row.tokens.shape == row.positions.shape == (1, 1)
     assert row.predict_at.shape == row.targets.shape == row.last.shape == (0,)
+
+
+def test_a_row_is_filled_by_a_sequence_that_is_never_read() -> None:
+    row = pack_row(Sequences.pack([([1, 2, 3], [4, 5]), ([6], [7, 8, 9])]), [0, 1], "cpu")
+    full = fill(row)
+    assert full.tokens.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9, *[0] * 7]]
+    assert full.positions.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3, *range(7)]]
+    assert full.lengths == (5, 4, 7)
+    assert full.predict_at is row.predict_at and full.last is row.last
+    assert fill(full) is full
+    assert fill(row, 3) is row
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_network_runs_over_filled_rows_and_reads_the_same_states(architecture: str) -> None:
+    backbone, sequences = tiny_model(AutoModel, architecture), random_sequences((3, 4), (5, 2))
+    use_row_attention(backbone)
+    row, seen = pack_row(sequences, [0, 1], "cpu"), list[torch.Size]()
+    backbone.register_forward_pre_hook(lambda module, _, given: seen.append(given["input_ids"].shape), with_kwargs=True)
+    with torch.no_grad():
+        found = read(backbone, row, row.predict_at, None).hidden
+        expected = hidden_states(backbone, row)[row.predict_at]
+    assert seen == [(1, FILL), (1, 14)]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", ["packed", "padded"])
