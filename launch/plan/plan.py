@@ -11,6 +11,7 @@ from launch.plan import timing
 from launch.plan.cluster import Cluster
 from launch.plan.members import ENGINE, PlannedRole, PlannedSlot, Shapes, assign_slots, indivisible_heads, members
 from launch.plan.memory import ASLEEP, GIB, NOTHING, EngineMemory, GPUMemory
+from launch.plan.object_store import snapshot_size
 from launch.plan.work import StepWork, batch_of, longest, row_tokens
 from rlhf.config.named_files import STAGE_DATA
 from rlhf.config.schema import Recipe, Stage
@@ -93,6 +94,11 @@ class StagePlan:
     placed: Placed
     batch: StepWork
     seconds: dict[str, dict[str, float]]
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Bytes of a checkpoint: all ranks' parts of every trained model."""
+        return sum(snapshot_size(member) for member in self.placed.members)
 
     @property
     def step_seconds(self) -> float:

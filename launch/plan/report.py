@@ -108,6 +108,7 @@ def _stage(stage: StagePlan) -> dict[str, Any]:
         "kv_cache": None if engine is None else {"tokens": engine.kv_tokens, "sequences_at_once": engine.at_once},
         "engine_limits": None if engine is None else asdict(engine.limits),
         "batch": {**asdict(stage.batch), "length": stage.batch.length},
+        "checkpoint_bytes": stage.checkpoint_bytes,
         "seconds": stage.seconds,
         "step_seconds": stage.step_seconds if stage.seconds else None,
         "problems": list(placed.problems),

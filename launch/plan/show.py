@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from launch.plan.cluster import Cluster
@@ -12,6 +13,7 @@ from launch.plan.plan import Placed, StagePlan, Use, phase_seconds
 from launch.plan.report import Plan
 from launch.plan.timing import SHARES
 from rlhf.gpus import GB
+from rlhf.recovery.grace import BYTES_PER_SECOND, CHECKPOINTS
 
 Row = Sequence[str]
 
@@ -21,7 +23,7 @@ def show(plan: Plan) -> str:
     lines = [_heading(plan.recipe.name, plan.cluster)]
     lines += [f"placement.strategy=auto is {plan.why}"] if plan.why else []
     for stage in plan.stages:
-        lines += ["", *_stage(stage)]
+        lines += ["", *_stage(stage, plan.recipe.checkpoint.grace_seconds)]
     if (store := plan.object_store) is not None:
         lines += ["", f"Ray's object store on each node: {_gib(store)} GiB (ray start --object-store-memory={store})"]
     lines += ["", *_verdict(plan)]
@@ -50,7 +52,7 @@ def _heading(name: str, cluster: Cluster) -> str:
     )
 
 
-def _stage(stage: StagePlan) -> Iterator[str]:
+def _stage(stage: StagePlan, grace_seconds: float) -> Iterator[str]:
     placed = stage.placed
     yield f"{placed.stage}: {placed.strategy}, {_sharing(placed)}"
     yield from _places(placed)
@@ -61,6 +63,7 @@ def _stage(stage: StagePlan) -> Iterator[str]:
         yield from table(list(_phase_rows(placed)))
     yield "  batch"
     yield from _batch(stage)
+    yield f"  checkpoint\n    {_checkpoint(stage.checkpoint_bytes, grace_seconds)}"
     if stage.seconds:
         yield "  expected seconds, every sequence at its longest (a model with assumed rates, not a measurement)"
         yield from _seconds(stage)
@@ -153,6 +156,18 @@ def _batch(stage: StagePlan) -> Iterator[str]:
         yield f"    {role}: {passes} passes on each rank to score a step"
     for role, rows in batch.update_passes.items():
         yield f"    {role}: {rows} micro-batches on each rank in an update"
+
+
+def _checkpoint(size: int, grace_seconds: float) -> str:
+    """The size of a checkpoint, and the rate of writing with which a stop does not lose its own."""
+    stop = CHECKPOINTS * size
+    text = (
+        f"{_gib(size)} GiB; a stop may have to write {CHECKPOINTS} in checkpoint.grace_seconds={grace_seconds:g}: "
+        f"{stop / grace_seconds / GB:.1f} GB/s to runs_dir"
+    )
+    if stop <= BYTES_PER_SECOND * grace_seconds:
+        return text
+    return f"{text}; at {BYTES_PER_SECOND / GB:g} GB/s that takes {math.ceil(stop / BYTES_PER_SECOND):,} seconds"
 
 
 def _seconds(stage: StagePlan) -> Iterator[str]:

@@ -269,6 +269,17 @@ def test_a_plan_that_fits_says_so_and_is_json() -> None:
     assert stage["step_seconds"] > 0 and values["nodes_that_suffice"] is None
 
 
+def test_a_checkpoint_is_shown_with_the_rate_that_a_stop_needs() -> None:
+    """Policy and critic of 0.5B, at most 16 bytes a weight; the critic has 896 more, its head."""
+    plan = planned(recipe(**SMALL, checkpoint__grace_seconds=30.0))
+    size = 16 * (494_032_768 + 494_032_768 + 896)
+    assert as_values(plan)["stages"]["ppo"]["checkpoint_bytes"] == size
+    text = f"{size / 2**30:.1f} GiB; a stop may have to write 2 in checkpoint.grace_seconds=30"
+    assert f"{text}: {2 * size / 30 / 1e9:.1f} GB/s to runs_dir; at 0.5 GB/s that takes 64 seconds" in show(plan)
+    enough = planned(recipe(**SMALL, checkpoint__grace_seconds=64.0))
+    assert "at 0.5 GB/s" not in show(enough)
+
+
 def test_too_few_gpus_are_told_with_the_table_and_more_nodes_are_offered() -> None:
     plan = planned(recipe(**SMALL, placement__policy__ranks=8), "gpus=8,gpu=h100-80")
     assert not plan.fits and plan.larger is not None and plan.larger.nodes == 2
