@@ -27,7 +27,7 @@ from rlhf.recovery.last_resort import LastResort
 END_SECONDS = 15.0
 """How long the main thread may take to end the command after Ray has failed."""
 POLL_SECONDS = 2.0
-"""Interval at which a GCS of another host is asked for a connection, and how long it may take."""
+"""Interval at which a GCS of another host is greeted, and how long its reaction may take."""
 STOPPED_SECONDS = 30.0
 """After which a process that is stopped, by a signal or a debugger, counts as lost: Ray waits for it for ever."""
 GCS_FRACTION = 0.75
@@ -37,6 +37,8 @@ GCS_SECONDS = "RAY_gcs_rpc_server_reconnect_timeout_s"
 FAILED_AGENT = re.compile(r"because one Ray agent failed, agent_name = (\w+)")
 """In the raylet's log: it ends when one of its agents does."""
 LOG_BYTES = 2**16
+HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+"""How a gRPC connection begins, with empty settings; the server sends its own (RFC 9113, section 3.4)."""
 AGENTS: Mapping[str, re.Pattern[str]] = {
     "dashboard agent": re.compile(r"(ray::)?DashboardAgent|\S*python\S* .*dashboard/agent\.py"),
     "runtime env agent": re.compile(r"(ray::)?RuntimeEnvAgent|\S*python\S* .*runtime_env/agent/main\.py"),
@@ -137,8 +139,9 @@ class RayWatch:
             elif (silent := time.monotonic() - silent_since) > GCS_FRACTION * float(os.environ.get(GCS_SECONDS, 60)):
                 address = f"{gcs[0]}:{gcs[1]}"
                 return self._fail(
-                    f"Ray's GCS at {address} has refused connections for {silent:.0f} s; likely cause: the head of the "
-                    f"cluster is gone; what to do: see `ray status --address {address}`, and start the cluster again"
+                    f"Ray's GCS at {address} has not answered for {silent:.0f} s; likely cause: the head of the "
+                    f"cluster is gone, or stopped; what to do: see `ray status --address {address}`, and start the "
+                    "cluster again"
                 )
 
     def _fail(self, what: str) -> None:
@@ -147,9 +150,13 @@ class RayWatch:
 
 
 def answers(gcs: Address) -> bool:
-    """Whether something accepts connections at this address."""
+    """Whether a server at this address reacts to a greeting: for a stopped one the kernel still accepts connections."""
     try:
-        socket.create_connection(gcs, timeout=POLL_SECONDS).close()
+        with socket.create_connection(gcs, timeout=POLL_SECONDS) as connection:
+            connection.sendall(HTTP2_GREETING)
+            connection.recv(1)
+    except ConnectionResetError:  # by a server that expects TLS
+        return True
     except OSError:
         return False
     return True

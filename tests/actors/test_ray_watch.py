@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import struct
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -187,32 +191,68 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ray_watch.GCS_SECONDS, "1")
 
 
-def test_a_gcs_of_another_host_that_refuses_connections_has_failed(quick: None, tmp_path: Path) -> None:
+SERVER = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+import grpc
+server = grpc.server(ThreadPoolExecutor(1))
+print(server.add_insecure_port(sys.argv[1]), flush=True)
+server.start()
+server.wait_for_termination()
+"""
+"""A gRPC server at an address, in a process of its own; it prints its port."""
+
+
+@contextmanager
+def grpc_server(port: int = 0) -> Iterator[tuple[Sleeper, ray_watch.Address]]:
+    """A process that serves gRPC, and its address."""
+    process = subprocess.Popen([sys.executable, "-c", SERVER, f"127.0.0.1:{port}"], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        yield process, ("127.0.0.1", int(process.stdout.readline()))
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_gcs_of_another_host_that_is_gone_or_stopped_has_failed(kind: int, quick: None, tmp_path: Path) -> None:
     """Not at once: one with external storage may be restarted."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = server.getsockname()
-        watch = RayWatch(LastResort(list[int]().append))
-        with watch.watching([], tmp_path, address):
-            assert not failure(watch, 1.0)
-            server.close()
-            begin = time.monotonic()
-            told = failure(watch)
+    watch = RayWatch(LastResort(list[int]().append))
+    with grpc_server() as (process, address), watch.watching([], tmp_path, address):
+        assert not failure(watch, 1.5)
+        process.send_signal(kind)
+        begin = time.monotonic()
+        told = failure(watch)
     assert time.monotonic() - begin > 0.6
-    assert told.startswith(f"Ray's GCS at 127.0.0.1:{address[1]} has refused connections for 1 s")
+    assert told.startswith(f"Ray's GCS at 127.0.0.1:{address[1]} has not answered for 1 s")
     assert f"ray status --address 127.0.0.1:{address[1]}" in told
 
 
-def test_a_gcs_that_is_restarted_in_time_has_not_failed(quick: None, tmp_path: Path) -> None:
+def test_a_gcs_that_pauses_for_less_has_not_failed(quick: None, tmp_path: Path) -> None:
     watch = RayWatch(LastResort(list[int]().append))
-    first = socket.create_server(("127.0.0.1", 0))
-    address = first.getsockname()
-    with watch.watching([], tmp_path, address):
+    with grpc_server() as (process, address), watch.watching([], tmp_path, address):
         for _ in range(3):
-            first.close()
+            process.send_signal(signal.SIGSTOP)
             time.sleep(0.4)
-            first = socket.create_server(address)
+            process.send_signal(signal.SIGCONT)
             assert not failure(watch, 0.4)
-    first.close()
+
+
+def test_a_server_that_expects_tls_answers_by_closing_the_connection() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=_reset_one, args=(server,))
+        thread.start()
+        assert ray_watch.answers(server.getsockname())
+        thread.join()
+
+
+def _reset_one(server: socket.socket) -> None:
+    """Accept a connection, and reset it: what was received is not read, and lingering is off."""
+    connection, _ = server.accept()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
 
 
 def test_descriptors_are_closed(sleepers: tuple[Sleeper, Sleeper], tmp_path: Path) -> None:

@@ -126,17 +126,19 @@ def test_the_gcs_and_the_agents_are_as_important_as_the_raylet(victim: str, fold
 
 
 @pytest.mark.slow  # a cluster, and a whole start for each; tests/actors/test_ray_watch.py has a GCS of another host
-@pytest.mark.parametrize("victim", NAMES)
-def test_a_cluster_that_was_joined_is_watched_too(victim: str, folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("victim", "kind"), [*((name, signal.SIGKILL) for name in NAMES), ("gcs_server", signal.SIGSTOP)]
+)
+def test_a_cluster_that_was_joined_is_watched_too(victim: str, kind: signal.Signals, folder: Path) -> None:
     head: Any = {"num_cpus": 2, "object_store_memory": 256 * 2**20, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
-        name = f"joined-{victim}"
+        name = f"joined-{victim}-{kind.name}"
         settings = [*settings_of(folder), f"name={name}", f"placement.ray_address={cluster.address}"]
         run = Run(folder, name, settings, stage="sft", RAY_gcs_rpc_server_reconnect_timeout_s="20")
         run.wait_for_checkpoint(4)
         [process] = cluster.head_node.all_processes[victim]
-        os.kill(process.process.pid, signal.SIGKILL)
+        os.kill(process.process.pid, kind)
         assert run.end(END_SECONDS) == 3, run.said()
         event = read_lines(run.path / "events.jsonl")[-1]
         died = (
