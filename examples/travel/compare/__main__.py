@@ -33,8 +33,8 @@ METRICS = (
 )  # fmt: skip
 GUIDELINE = Path(__file__).parents[1] / "guideline.py"
 SCORERS = {name: f"{GUIDELINE}:{name}" for name in ("fact", "quality")}
-SMALL = Sizes(corpus=640, repeats=64, demonstrations=640, comparisons=320, items=20, steps=3)
-"""For tests: models that have learned little."""
+SMALL = Sizes(corpus=640, repeats=1024, demonstrations=640, comparisons=320, items=20, steps=3)
+"""For tests: models that have learned little, each in more updates than its warm-up takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
