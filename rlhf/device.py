@@ -134,7 +134,8 @@ def prefers_onednn(values: torch.Tensor) -> bool:
     """Whether oneDNN multiplies such matrices faster than what PyTorch takes: those in float32 on a CPU."""
     import torch
 
-    return values.device.type == "cpu" and values.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    is_float32 = values.device.type == "cpu" and values.dtype == torch.float32
+    return is_float32 and torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu")
 
 
 def copy_to_device(arrays: Sequence[np.ndarray], device: torch.device) -> tuple[torch.Tensor, ...]:

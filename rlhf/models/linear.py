@@ -34,12 +34,13 @@ def use_onednn(network: nn.Module) -> None:
             layer.forward = partial(_linear, layer)
 
 
-def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+def _linear(layer: nn.Linear, input: Tensor) -> Tensor:
+    """``nn.Linear.forward``, whose argument has this name."""
     weight, bias = layer.weight, layer.bias
-    is_small = x.numel() * len(weight) < SMALLEST or min(weight.shape) < NARROWEST
-    if is_small or not prefers_onednn(x) or weight.dtype != x.dtype:
-        return functional.linear(x, weight, bias)
-    y: Tensor = _OneDnnLinear.apply(x, weight, bias)
+    is_small = input.dim() < 2 or input.numel() * len(weight) < SMALLEST or min(weight.shape) < NARROWEST
+    if is_small or not prefers_onednn(input) or weight.dtype != input.dtype or input.shape[-1] != weight.shape[1]:
+        return functional.linear(input, weight, bias)
+    y: Tensor = _OneDnnLinear.apply(input, weight, bias)
     return y
 
 

@@ -134,8 +134,8 @@ def test_a_cluster_that_was_joined_is_watched_too(victim: str, kind: signal.Sign
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         name = f"joined-{victim}-{kind.name}"
-        settings = [*settings_of(folder), f"name={name}", f"placement.ray_address={cluster.address}"]
-        run = Run(folder, name, settings, stage="sft", RAY_gcs_rpc_server_reconnect_timeout_s="20")
+        settings = [*settings_of(folder), f"name={name}", f"placement.ray_address={cluster.address}", "sft.epochs=60"]
+        run = Run(folder, name, settings, stage="sft", RAY_gcs_rpc_server_reconnect_timeout_s="6")
         run.wait_for_checkpoint(4)
         [process] = cluster.head_node.all_processes[victim]
         os.kill(process.process.pid, kind)

@@ -15,7 +15,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from launch.files import ROOT, Settings, parse, render
 from launch.node_sizes import HEAD_STORE, node_sizes
 from rlhf.config.load import load_recipe
-from tests.launch.hosts import Host, hosts, why_not
+from tests.launch.hosts import NETWORK, Host, hosts, why_not
 
 IMPORT = re.compile(r"^\s*(?:import|from) (boto\w*)", re.MULTILINE)
 
@@ -107,6 +107,8 @@ def head(tmp_path: Path) -> Iterator[Host]:
         whole = {**prepare_config(yaml.safe_load(render("cluster.yaml"))), **variant}
         validate_config(whole)
         (home / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(whole))
+        code, output = made["head"].run(["ip", "route", "add", "default", "via", f"{NETWORK}.254"])
+        assert code == 0, output
         code, output = made["head"].run(["ray", "get-auth-token", "--generate"])
         assert code == 0, output
         yield made["head"]

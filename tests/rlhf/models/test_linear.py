@@ -72,6 +72,19 @@ def test_large_float32_products_are_computed_by_onednn_and_the_others_by_pytorch
     assert not is_onednn(lambda: half(torch.randn(ROWS, WIDTH, dtype=torch.bfloat16)))
 
 
+def test_what_it_does_not_compute_is_left_to_pytorch() -> None:
+    """One row alone, autocast, and a wrong width, whose error is then PyTorch's."""
+    wide = layer(out=SMALLEST // WIDTH)
+    row = torch.randn(WIDTH, requires_grad=True)
+    wide(input=row).sum().backward()
+    assert row.grad is not None and row.grad.shape == (WIDTH,)
+    linear = layer()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert linear(torch.randn(ROWS, WIDTH)).dtype == torch.bfloat16
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        linear(torch.randn(ROWS, 2 * WIDTH))
+
+
 def test_a_frozen_weight_keeps_no_input_and_gets_no_gradient() -> None:
     linear = layer(bias=False)
     linear.requires_grad_(False)
