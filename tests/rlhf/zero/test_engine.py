@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM
 
 from rlhf.config.schema import OptimizerConfig, RoleConfig
 from rlhf.errors import MachineryError
+from rlhf.models.linear import NARROWEST, SMALLEST
 from rlhf.models.packed_row import pack_row
 from rlhf.models.policy import PolicyNet
 from rlhf.zero.engine import ZeroEngine, full_shape
@@ -111,6 +113,53 @@ def test_updates_too_small_for_bfloat16_add_up(stage: int, two_ranks: Crew) -> N
     [often, _] = two_ranks.run(train_scale, stage, splits, 2, 10, small, "bfloat16")
     assert once.weight == 1.0
     assert often.weight == pytest.approx(0.99, abs=1 / 256)
+
+
+class Wide(nn.Module):
+    """Two layers that are wide enough for oneDNN, of which one reads the other's output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.outer = nn.Linear(NARROWEST, NARROWEST), nn.Linear(NARROWEST, NARROWEST, bias=False)
+
+    def external_parameters(self) -> list[nn.Parameter]:
+        return []
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(self.inner(x).tanh()).square().sum()
+
+
+def wide_rows() -> list[Tensor]:
+    """Four micro-batches, each just large enough."""
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(SMALLEST // NARROWEST**2, NARROWEST, generator=generator) for _ in range(4)]
+
+
+def train_wide(rank: Rank, stage: int) -> tuple[float, list[Tensor], set[str]]:
+    """The norm of an update's gradient, the weights after it, and the names of all operations."""
+    engine = ZeroEngine(network := Wide(), RoleConfig(zero_stage=stage), "float32", rank, join(rank), PLAIN, 1)
+    rows = wide_rows()[rank.rank :: rank.world]
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        norm = engine.update(rows, engine.engine, 1000)
+    weights = [tensor for _, tensor in engine.full_state(network)]
+    return norm, weights, {event.key for event in seen.key_averages()}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_wide_layers_are_trained_by_onednn_as_by_pytorch(stage: int, two_ranks: Crew) -> None:
+    """Against the same network without DeepSpeed and oneDNN, in float64: Adam's step is lr · g / (|g| + 1)."""
+    network = Wide().double()
+    expected = [p.detach().clone() for p in network.parameters()]
+    (sum(network(rows.double()) for rows in wide_rows()) / 1000).backward()
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    for value, gradient in zip(expected, gradients, strict=True):
+        value -= PLAIN.lr * gradient / (gradient.abs() + 1)
+    for norm, weights, operations in two_ranks.run(train_wide, stage):
+        assert "mkldnn::_linear_pointwise" in operations
+        assert norm == pytest.approx(float(torch.nn.utils.get_total_norm(gradients)), rel=1e-5)
+        for found, value in zip(weights, expected, strict=True):
+            torch.testing.assert_close(found.double(), value, rtol=1e-5, atol=1e-5)
 
 
 def norm_of_many(rank: Rank, stage: int, parts: int) -> float:
