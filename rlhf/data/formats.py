@@ -253,7 +253,7 @@ def _no_usable_rows(path: str, bad: list[BadRow]) -> UserError:
             f"no usable row in '{path}'", why, "check data.columns.label and data.labels, or give more data"
         )
     if not bad:
-        return UserError(f"no rows in '{path}'", fix="check data.path, data.split and data.max_rows")
+        return UserError(f"no rows in '{path}'", fix="check the file, data.split and data.max_rows")
     return UserError(f"no usable row in '{path}'", f"all {len(bad):,} rows are bad:\n{describe_bad(bad)}", _advice(bad))
 
 

@@ -20,8 +20,8 @@ class Miner:
     def distractors(self, question: Question, quotes: Sequence[str], side: str, count: int) -> list[Passage]:
         """The ``count`` best passages of the side, best first; fewer if the side has no more.
 
-        Left out are the question's oracles, and passages that contain the words of a quote, or the quote in title or text: in scripts
-        without spaces, what follows a quote changes its last word.
+        Left out are the question's oracles, and passages that contain the words of a quote, or the quote in title or
+        text: in scripts without spaces, what follows a quote changes its last word.
         """
         held = [f" {' '.join(words_of(quote))} " for quote in quotes]
         said = [plain(quote) for quote in quotes]

@@ -69,7 +69,9 @@ def test_build_warns_of_an_empty_evaluation(
     assert run("build", *settings(folder), *places) == 0
     shown = capsys.readouterr().out
     assert " train, 0 evaluation" in shown
-    assert ("warning: no question is for evaluation, though retrieval.evaluation_fraction = 1e-09" in shown) == is_warned
+    assert (
+        "warning: no question is for evaluation, though retrieval.evaluation_fraction = 1e-09" in shown
+    ) == is_warned
 
 
 @pytest.fixture
