@@ -36,15 +36,25 @@ def run(
     """
     from rlhf.config.load import load_recipe
     from rlhf.config.named_files import check_data, check_models
-    from rlhf.config.stages import stages_of
     from rlhf.errors import raise_all
 
     loaded = load_recipe(recipe, overrides)
-    stages = [name for name in stages_of(loaded, stage) if stage != "pipeline" or _has_data(loaded, name)]
+    stages = [name for name in _stages(loaded, stage) if stage != "pipeline" or _has_data(loaded, name)]
     problems = [*check_models(loaded, stages), *check_data(loaded, stages)]
     raise_all(problems, f"the recipe {loaded.name!r}")
     with tempfile.TemporaryDirectory() as folder:
         _show(loaded, stages, rows, Path(folder))
+
+
+def _stages(recipe: Recipe, stage: Run) -> list[str]:
+    """The stages of a command. In place of a reward model's comparisons, DPO's single answers if the recipe has these.
+
+    A recipe has one key for both stages' data; without a command, its losses say which of them reads it.
+    """
+    from rlhf.config.stages import is_unpaired, stages_of
+
+    is_for_dpo = stage == "pipeline" and is_unpaired(recipe, "dpo") and not is_unpaired(recipe, "reward")
+    return ["dpo" if name == "reward" and is_for_dpo else name for name in stages_of(recipe, stage)]
 
 
 def _has_data(recipe: Recipe, stage: str) -> bool:

@@ -104,6 +104,8 @@ class PromptRow:
     source: RowLocation
     columns: Mapping[str, object] = field(default_factory=dict, hash=False)
     variables: Mapping[str, object] = field(default_factory=dict, hash=False)
+    prompt_column: str = field(default="prompt", compare=False)
+    """Name of the prompt's column in the file."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from launch.options import Overrides, RecipePath
 
 if TYPE_CHECKING:
     from rlhf.config.schema import RetrievalConfig
+    from rlhf.retrieval.dataset import Built
     from rlhf.retrieval.passages import Passage
 
 PURPOSE = "train on and answer from passages (RAFT)"
@@ -40,10 +41,23 @@ def build(recipe: RecipePath, overrides: Overrides) -> None:
     index = build_index(passages, config)
     built = build_rows(index, questions.rows, config, loaded.seed)
     _require_rows(len(built.of_side("train")), describe_bad(built.rejected))
-    facts = save_dataset(built, index, template, loaded.seed, folder)
+    save_dataset(built, index, template, loaded.seed, folder)
     if built.rejected:
         print(f"{len(built.rejected):,} questions rejected\n{describe_bad(built.rejected)}")
-    print(f"rows {facts['rows']}, with the oracle in the prompt {facts['with_oracle']} → {folder}")
+    rows, given = (_by_side(built, only_with_oracle=only) for only in (False, True))
+    print(f"rows: {rows}; with the oracle in the prompt: {given} → {folder}")
+    if config.evaluation_fraction > 0 and not built.of_side("evaluation"):
+        print(
+            f"warning: no question is for evaluation, though retrieval.evaluation_fraction = "
+            f"{config.evaluation_fraction:g}; raise it, give more documents, or choose another seed"
+        )
+
+
+def _by_side(built: Built, *, only_with_oracle: bool) -> str:
+    from rlhf.retrieval.split import SIDES
+
+    counts = [sum(row.has_oracle or not only_with_oracle for row in built.of_side(side)) for side in SIDES]
+    return ", ".join(f"{count:,} {side}" for count, side in zip(counts, SIDES))
 
 
 def index(recipe: RecipePath, overrides: Overrides) -> None:

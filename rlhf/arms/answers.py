@@ -14,7 +14,9 @@ import numpy as np
 from rlhf.arms.inspect_log import LARGEST, is_inspect_log, read_inspect_log
 from rlhf.config.schema import DataConfig
 from rlhf.data.formats import load_prompts
+from rlhf.data.shapes import are_turns, turns_in
 from rlhf.data.split import canonical_prompt
+from rlhf.data.turns import RowError, read_messages
 from rlhf.errors import UserError
 from rlhf.evaluation.lint import EvaluationRow
 from rlhf.records import PromptRow, RowLocation
@@ -101,28 +103,46 @@ def read_arms(items: str, arms: Mapping[str, str], base: str) -> Arms:
 
 
 def evaluation_rows(file: str, answer_columns: Sequence[str]) -> list[EvaluationRow]:
-    """Rows of a file for the lint; the answer is the first of ``answer_columns`` that a row has.
+    """Rows of a file for the lint; the answers are those of the first of ``answer_columns`` that has one.
 
     Raises:
         UserError: the file cannot be read.
     """
-    return [
-        EvaluationRow(
-            location=row.source,
-            prompt=canonical_prompt(row.prompt),
-            answer=next((_text(row.columns[name]) for name in answer_columns if row.columns.get(name)), ""),
-            label=str(row.columns.get("label", "")),
-            columns=row.columns,
-        )
-        for row in _rows(file)
-    ]
+    return [_evaluation_row(row, answer_columns) for row in _rows(file)]
 
 
-def _text(value: object) -> str:
-    """An answer that is a text, the first of several, or a turn."""
-    if isinstance(value, list | tuple):
-        return _text(value[-1]) if value else ""
-    return str(value.get("content", "")) if isinstance(value, Mapping) else str(value)
+def _evaluation_row(row: PromptRow, answer_columns: Sequence[str]) -> EvaluationRow:
+    prompt = canonical_prompt(row.prompt)
+    given = (_answers_in(row.columns.get(name)) for name in answer_columns)
+    return EvaluationRow(
+        location=row.source,
+        prompt=prompt,
+        answers=next(filter(None, given), ()),
+        label=_name(row.columns.get("label")),
+        columns={"prompt": prompt, row.prompt_column: prompt, **row.columns},
+    )
+
+
+def _answers_in(value: object) -> tuple[str, ...]:
+    """The answers in a column: a text, each of several, or the last turn of the assistant in a conversation."""
+    turns = turns_in(value) if isinstance(value, str) else value
+    if are_turns(turns):
+        return _last_reply(turns)
+    given = value if isinstance(value, list) else [] if value is None else [value]
+    return tuple(text for each in given if (text := str(each)).strip())
+
+
+def _last_reply(turns: object) -> tuple[str, ...]:
+    try:
+        said = [turn.content for turn in read_messages(turns, "messages") if turn.role == "assistant"]
+    except RowError:  # a turn that no model is trained on, such as an image
+        return ()
+    return tuple(said[-1:])
+
+
+def _name(value: object) -> str:
+    """A label or a group as text; empty for none. 0 and false are names too."""
+    return "" if value is None else str(value)
 
 
 def _rows(file: str) -> tuple[PromptRow, ...]:
@@ -154,7 +174,7 @@ def _item(row: PromptRow) -> EvaluationItem:
         location=row.source,
         references=_texts(given, row, "references"),
         contexts=_texts(columns.get("contexts"), row, "contexts"),
-        group=str(columns.get("group") or ""),
+        group=_name(columns.get("group")),
     )
 
 

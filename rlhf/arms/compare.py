@@ -10,13 +10,17 @@ from rlhf.arms.metrics import Measured, measure
 from rlhf.arms.people import read_votes
 from rlhf.arms.report import ComparisonReport, report
 from rlhf.arms.spec import ComparisonConfig
+from rlhf.data.columns import STANDARD
 from rlhf.evaluation.academic_tasks import run_tasks
 from rlhf.evaluation.chat_endpoint import ChatEndpoint, Usage
 from rlhf.evaluation.lint import LintFinding, LintLimits, lint
 from rlhf.evaluation.reply_cache import ReplyCache
 
-TRAINED = ("completion", "response", "chosen", "reference", "text", "answer")
-"""Columns of training rows that hold the trained answer."""
+TRAINED = (
+    *("completion", "response", "output", "chosen", "messages", *STANDARD["messages"]),
+    *("reference", "text", "answer"),
+)
+"""Columns of training rows that hold the trained answer; of a conversation it is the assistant's last turn."""
 
 
 @dataclass(frozen=True, kw_only=True)

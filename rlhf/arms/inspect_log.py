@@ -19,6 +19,8 @@ LETTERS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}
 """Scores that Inspect's scorers write as letters: correct, partial, incorrect, no answer."""
 LARGEST = 1e300
 """Largest absolute value of a score; NaN and infinity are none."""
+HEADERS = ("header.json", "_journal/start.json")
+"""Files of an archive that describe the log: of a complete one, and of one that was cut off."""
 _HEAD = 4096
 """Characters of a file that tell a log from other JSON."""
 _FIX = "write the log again, or convert it with `inspect log convert --to json --output-dir FOLDER LOG`"
@@ -47,7 +49,7 @@ def read_inspect_log(file: str) -> tuple[PromptRow, ...]:
         rows = tuple(_row(file, header, sample) for sample in samples)
     except NotImplementedError as error:  # Python reads archives of Zstandard, Inspect's default, from 3.14 on
         raise UserError(f"'{file}' is compressed with Zstandard", "this Python cannot read it", _FIX) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, zipfile.BadZipFile) as error:
+    except Exception as error:  # of a damaged file; archives and JSON of any shape raise many types
         why = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"'{file}' cannot be read as a log of Inspect", why, _FIX) from error
     if not rows:
@@ -63,7 +65,9 @@ def _read_json(file: str) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]
 def _read_archive(file: str) -> tuple[Mapping[str, Any], list[Mapping[str, Any]]]:
     with zipfile.ZipFile(file) as archive:
         names = sorted(name for name in archive.namelist() if name.startswith("samples/") and name.endswith(".json"))
-        header = next(name for name in ("header.json", "_journal/start.json") if name in archive.namelist())
+        if not {*HEADERS} & {*archive.namelist()}:
+            raise ValueError(f"it holds no {' and no '.join(HEADERS)}")
+        header = next(name for name in HEADERS if name in archive.namelist())
         return json.loads(archive.read(header)), [json.loads(archive.read(name)) for name in names]
 
 

@@ -6,7 +6,7 @@ The text in a number's annotation describes its limit in messages and in ``docs/
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import field
 from difflib import get_close_matches
 from typing import Annotated, TypeVar, cast, dataclass_transform
@@ -107,12 +107,16 @@ def _is_http(url: str) -> bool:
     return parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0 and url.isascii() and " " not in url
 
 
-def _service(url: str) -> str:
-    if not _is_http(url):
-        what = f"{HERE} = {without_secrets(url)!r} is no address of a service"
-        fix = f"{HERE}=http://127.0.0.1:8000/score, or https://..."
-        raise RuleError([UserError(what, "scores are requested by HTTP", fix)])
-    return url
+def _service(example: str) -> Callable[[str], str]:
+    """A check of a service's address; the example is one of the services that the key is for."""
+
+    def check(url: str) -> str:
+        if not _is_http(url):
+            what = f"{HERE} = {without_secrets(url)!r} is no address of a service"
+            raise RuleError([UserError(what, "requests are sent by HTTP", f"{HERE}={example}, or https://...")])
+        return url
+
+    return check
 
 
 def _collector(url: str) -> str:
@@ -130,7 +134,12 @@ OffSwitch = BeforeValidator(_off)
 Texts = Annotated[tuple[StrictStr, ...], BeforeValidator(_sequence)]
 PartName = Annotated[StrictStr, AfterValidator(_part_name)]
 MetricName = Annotated[StrictStr, AfterValidator(_metric_name)]
-ServiceUrl = Annotated[StrictStr, AfterValidator(_service)]
+ServiceUrl = Annotated[StrictStr, AfterValidator(_service("http://127.0.0.1:8000/v1"))]
+"""Address of an OpenAI-compatible service, up to ``/v1``."""
+ServerUrl = Annotated[StrictStr, AfterValidator(_service("http://127.0.0.1:8000"))]
+"""Address of an OpenAI-compatible server, without ``/v1``."""
+ScorerUrl = Annotated[StrictStr, AfterValidator(_service("http://127.0.0.1:8000/score"))]
+"""Address of a service that scores responses."""
 CollectorUrl = Annotated[StrictStr, AfterValidator(_collector)]
 
 Whole = Annotated[int, Strict(), Field(le=MOST_WHOLE)]

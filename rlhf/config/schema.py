@@ -42,10 +42,10 @@ from rlhf.config.fields import (
     Positive,
     PositiveCoefficient,
     Processes,
+    ScorerUrl,
     Seconds,
     SecondsOrZero,
     Seed,
-    ServiceUrl,
     Several,
     Share,
     Temperature,
@@ -282,7 +282,7 @@ class EndpointConfig:
     """An HTTP service that scores responses: it receives ``{"prompts": [...], "responses": [...], "rows": [...]}`` as
     JSON and answers ``{"scores": [...]}``, one finite number per response."""
 
-    url: ServiceUrl
+    url: ScorerUrl
     """URL for POST requests, for example ``http://127.0.0.1:8000/score``."""
     batch_size: Batch = 32
     """Samples per request."""

@@ -253,7 +253,7 @@ def _no_usable_rows(path: str, bad: list[BadRow]) -> UserError:
             f"no usable row in '{path}'", why, "check data.columns.label and data.labels, or give more data"
         )
     if not bad:
-        return UserError(f"no rows in '{path}'", fix="check data.path, data.split and data.max_rows")
+        return UserError(f"no rows in '{path}'", fix="check the file, data.split and data.max_rows")
     return UserError(f"no usable row in '{path}'", f"all {len(bad):,} rows are bad:\n{describe_bad(bad)}", _advice(bad))
 
 
@@ -340,7 +340,9 @@ def _labelled(raw: RawRow) -> LabelledAnswer:
 
 
 def _prompt_row(raw: RawRow) -> PromptRow:
-    return PromptRow(_prompt_of(raw), raw.source, _beside_the_prompt(raw), read_variables(raw.columns))
+    column = raw.names.get("prompt", "prompt")
+    beside = {name: value for name, value in raw.given.items() if name != column}
+    return PromptRow(_prompt_of(raw), raw.source, beside, read_variables(raw.columns), column)
 
 
 def _prompt_of(raw: RawRow) -> Messages | str:
@@ -356,11 +358,6 @@ def _prompt_of(raw: RawRow) -> Messages | str:
     if "prompt" in row:
         return _prompt(_given_prompt(row))
     raise _no_column(row, "prompt, messages, or chosen and rejected")
-
-
-def _beside_the_prompt(raw: RawRow) -> dict[str, object]:
-    """The columns besides the prompt, under the file's names."""
-    return {name: value for name, value in raw.given.items() if name != raw.names.get("prompt", "prompt")}
 
 
 def _answered(row: Columns, column: str) -> tuple[Messages | str, Message | str]:

@@ -132,7 +132,7 @@ def _resolve_path(path: str) -> Path:
         place.exists()  # raises for names that no file can have
     except (OSError, ValueError, RuntimeError) as error:
         why = getattr(error, "strerror", None) or f"{error!s:.200}"  # the other one holds the whole name
-        raise UserError(f"no data at {path!r:.200}", why, "check data.path in the recipe") from error
+        raise UserError(f"no data at {path!r:.200}", why, "name a file, a folder, or a dataset of the hub") from error
     return place
 
 
@@ -166,7 +166,8 @@ def _data_files(place: Path, split: str) -> list[Path]:
     if place.is_file():
         return [place]
     if not place.exists():
-        raise UserError(f"no data at '{place}'", "there is no such file or folder", "check data.path in the recipe")
+        fix = f"check the path; relative paths start at the folder that the command runs in, {Path.cwd()}"
+        raise UserError(f"no data at '{place}'", "there is no such file or folder", fix)
     try:
         files = sorted(
             file for file in place.iterdir() if file.is_file() and _format_of(file) and file.name not in _NO_DATA
@@ -502,7 +503,7 @@ def _load_dataset(path: str, place: Path, split: str) -> Iterator[dict[str, obje
             if place.exists()
             else f"there is no such file or folder, and as a name on the hub: {error}"
         )
-        raise UserError(f"no dataset at '{path}'", why, "check data.path and data.split in the recipe") from error
+        raise UserError(f"no dataset at '{path}'", why, "check the name, and data.split in the recipe") from error
     if isinstance(saved, datasets.Dataset):
         return iter(saved)
     if split not in saved:

@@ -33,8 +33,8 @@ class EvaluationRow:
 
     location: RowLocation
     prompt: str
-    answer: str = ""
-    """The reference; for training data the trained answer. Empty for none."""
+    answers: tuple[str, ...] = ()
+    """The references; for training data the trained answer."""
     label: str = ""
     columns: Mapping[str, object] | None = None
     """All columns of the row."""
@@ -72,8 +72,8 @@ def lint(rows: Sequence[EvaluationRow], train: Sequence[EvaluationRow], limits: 
         *missing_fields(rows, limits.required),
         *too_long(rows, limits.longest_answer),
         *imbalance(rows),
-        *duplicates(rows, "question", lambda row: row.prompt),
-        *duplicates(rows, "answer", lambda row: row.answer),
+        *duplicates(rows, "question", lambda row: (row.prompt,)),
+        *duplicates(rows, "answer", lambda row: row.answers),
         *leaks(rows, train),
     ]
 
@@ -88,10 +88,11 @@ def missing_fields(rows: Sequence[EvaluationRow], required: Sequence[str]) -> It
 
 
 def too_long(rows: Sequence[EvaluationRow], longest: int | None) -> Iterator[LintFinding]:
-    """Rows whose reference no model could write within the limit."""
+    """Rows with a reference that no model could write within the limit."""
     for row in rows:
-        if longest is not None and len(row.answer) > longest:
-            text = f"{len(row.answer):,} characters, and the limit is {longest:,}"
+        length = max(map(len, row.answers), default=0)
+        if longest is not None and length > longest:
+            text = f"{length:,} characters, and the limit is {longest:,}"
             yield LintFinding(kind="answer over the limit", location=row.location, text=text)
 
 
@@ -109,35 +110,39 @@ def imbalance(rows: Sequence[EvaluationRow]) -> Iterator[LintFinding]:
 
 
 def duplicates(
-    rows: Sequence[EvaluationRow], what: str, text_of: Callable[[EvaluationRow], str]
+    rows: Sequence[EvaluationRow], what: str, texts_of: Callable[[EvaluationRow], tuple[str, ...]]
 ) -> Iterator[LintFinding]:
-    """Rows whose text repeats, or nearly repeats, that of an earlier row; the earliest is named."""
+    """Rows with a text that repeats, or nearly repeats, one of an earlier row; the earliest is named."""
     index = _Index()
     for number, row in enumerate(rows):
-        text = text_of(row)
-        if not text.strip():
-            continue
-        found = index.nearest(text)
-        index.add(number, text)
+        texts = [text for text in texts_of(row) if text.strip()]
+        found = index.nearest(texts)
+        index.add(number, texts)
         if found is not None:
             yield _duplicate(what, row, rows[found[0]], found[1])
 
 
 def leaks(rows: Sequence[EvaluationRow], train: Sequence[EvaluationRow]) -> Iterator[LintFinding]:
     """Rows whose question, or answer of some length, is in the training data."""
-    for what, texts, fewest in (
-        ("question", [row.prompt for row in train], 1),
-        ("answer", [row.answer for row in train], 40),
-    ):
-        index = _Index()
-        for number, text in enumerate(texts):
-            if len(text.strip()) >= fewest:
-                index.add(number, text)
-        for row in rows:
-            text = row.prompt if what == "question" else row.answer
-            found = index.nearest(text) if len(text.strip()) >= fewest else None
-            if found is not None:
-                yield _leak(what, row, train[found[0]], found[1])
+    yield from _leaks(rows, train, "question", lambda row: (row.prompt,), 1)
+    yield from _leaks(rows, train, "answer", lambda row: row.answers, 40)
+
+
+def _leaks(
+    rows: Sequence[EvaluationRow],
+    train: Sequence[EvaluationRow],
+    what: str,
+    texts_of: Callable[[EvaluationRow], tuple[str, ...]],
+    fewest: int,
+) -> Iterator[LintFinding]:
+    """Args: ``fewest``: characters of a text that is compared."""
+    index = _Index()
+    for number, row in enumerate(train):
+        index.add(number, [text for text in texts_of(row) if len(text.strip()) >= fewest])
+    for row in rows:
+        found = index.nearest([text for text in texts_of(row) if len(text.strip()) >= fewest])
+        if found is not None:
+            yield _leak(what, row, train[found[0]], found[1])
 
 
 def _duplicate(what: str, row: EvaluationRow, other: EvaluationRow, similarity: float) -> LintFinding:
@@ -151,21 +156,25 @@ def _leak(what: str, row: EvaluationRow, other: EvaluationRow, similarity: float
 
 
 class _Index:
-    """Texts by MinHash."""
+    """Texts by MinHash, under the number of their row."""
 
     def __init__(self) -> None:
         self._buckets = MinHashLSH(threshold=CANDIDATE, num_perm=PERMUTATIONS)
-        self._shingles: dict[int, frozenset[str]] = {}
+        self._shingles: dict[tuple[int, int], frozenset[str]] = {}
 
-    def add(self, number: int, text: str) -> None:
-        self._shingles[number] = shingles(text)
-        self._buckets.insert(number, _minhash(self._shingles[number]))
+    def add(self, number: int, texts: Sequence[str]) -> None:
+        for i, text in enumerate(texts):
+            self._shingles[number, i] = shingles(text)
+            self._buckets.insert((number, i), _minhash(self._shingles[number, i]))
 
-    def nearest(self, text: str) -> tuple[int, float] | None:
-        """The most similar text, the earliest of equal ones, and its similarity; None below ``SIMILAR``."""
-        own = shingles(text)
-        candidates = sorted(self._buckets.query(_minhash(own)))
-        found = [(number, jaccard(own, self._shingles[number])) for number in candidates]
+    def nearest(self, texts: Sequence[str]) -> tuple[int, float] | None:
+        """The row of the text most similar to one of these, the earliest of equal ones, and the similarity.
+
+        None below ``SIMILAR``.
+        """
+        found = []
+        for own in map(shingles, texts):
+            found += [(key[0], jaccard(own, self._shingles[key])) for key in self._buckets.query(_minhash(own))]
         best = max(found, key=lambda each: (each[1], -each[0]), default=(0, 0.0))
         return best if best[1] >= SIMILAR else None
 

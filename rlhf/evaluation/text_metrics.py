@@ -9,12 +9,14 @@ Shapes: n answers, each with one or more references.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 import regex
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import DefaultTokenizer
 from sacrebleu.metrics import BLEU, CHRF
 
 from rlhf.types import Float64
@@ -28,6 +30,24 @@ BLEU_TOKENIZERS: Mapping[Language, str] = {"en": "13a", "ja": "char", "zh": "zh"
 _TOKEN = regex.compile(
     r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}ー]|[\p{L}\p{N}\p{M}]+?(?=[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}ー]|[^\p{L}\p{N}\p{M}]|\Z)"
 )
+
+_WORD = regex.compile(r"[\p{L}\p{N}\p{M}]+")
+
+
+class WordTokenizer:
+    """Tokens of ROUGE for scripts with spaces: runs of letters and digits, those in ASCII as the library's own.
+
+    The library keeps only a-z and 0-9, so that two Russian or Korean texts would have no token in common, and ``Öl``
+    and ``Äl`` would be equal.
+    """
+
+    def __init__(self) -> None:
+        self._library = DefaultTokenizer(use_stemmer=True)
+
+    def tokenize(self, text: str) -> list[str]:
+        """Split a text into lower-case tokens; English words are stemmed."""
+        words = _WORD.findall(unicodedata.normalize("NFC", text.lower()))
+        return [token for word in words for token in (self._library.tokenize(word) if word.isascii() else [word])]
 
 
 class CharacterTokenizer:
@@ -44,7 +64,8 @@ class CharacterTokenizer:
 def rouge(answers: Sequence[str], references: References, language: Language = "en") -> dict[str, Float64]:
     """F-measures of ROUGE-1, ROUGE-2 and ROUGE-L, (n,) each in [0, 1], of the best reference.
 
-    English words are stemmed, as ``rouge-score`` and the papers that use it do.
+    English words are stemmed, as ``rouge-score`` and the papers that use it do: of texts in ASCII, the values are those
+    of the library.
     """
     scorer = rouge_scorer(language)
     rows = [scorer.score_multi(list(given), answer) for answer, given in zip(answers, references, strict=True)]
@@ -54,7 +75,7 @@ def rouge(answers: Sequence[str], references: References, language: Language = "
 def rouge_scorer(language: Language) -> RougeScorer:
     """The library's scorer with the tokenizer of a language."""
     if language == "en":
-        return RougeScorer(list(ROUGE), use_stemmer=True)
+        return RougeScorer(list(ROUGE), tokenizer=WordTokenizer())
     return RougeScorer(list(ROUGE), tokenizer=CharacterTokenizer())
 
 

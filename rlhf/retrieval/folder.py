@@ -48,6 +48,8 @@ def check_replaceable(folder: Path, kind: str) -> None:
     """
     fix = f"set retrieval.{kind} to another folder"
     try:
+        if folder.is_symlink():  # a folder cannot be renamed to it
+            raise UserError(f"{folder} is a link", "a new folder takes the place of the old one, not of a link", fix)
         if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
             return
     except OSError as error:  # a name that is too long, or a folder that may not be read
@@ -55,7 +57,9 @@ def check_replaceable(folder: Path, kind: str) -> None:
     manifest = read_manifest(folder)
     if manifest.get("kind") != kind:
         raise UserError(f"{folder} exists and is no {kind} of rlhf", "what it holds would be deleted", fix)
-    listed = {str(entry.get("name")) for entry in manifest.get("files", ()) if isinstance(entry, dict)}
+    files = manifest.get("files")
+    entries = files if isinstance(files, list) else []
+    listed = {str(entry.get("name")) for entry in entries if isinstance(entry, dict)}
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
     if others := found - listed - {MANIFEST}:
         raise UserError(f"{folder} holds {min(others)}, which is not of the {kind}", "it would be deleted", fix)

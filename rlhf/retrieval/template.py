@@ -8,7 +8,7 @@ from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
-from jinja2 import StrictUndefined, Template, TemplateError
+from jinja2 import StrictUndefined, Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rlhf.config.schema import RetrievalConfig
@@ -58,9 +58,19 @@ class PromptTemplate:
         return _ENVIRONMENT.from_string(self.source)
 
     def text(self, question: str, passages: Sequence[Passage]) -> str:
-        """The prompt as text."""
+        """The prompt as text.
+
+        Raises:
+            UserError: the template fails on these passages.
+        """
+        return self._render("retrieval.template", question, passages)
+
+    def _render(self, name: str, question: str, passages: Sequence[Passage]) -> str:
         shown = [{"title": passage.title, "text": passage.text} for passage in passages]
-        return self._compiled.render(passages=shown, question=question)
+        try:
+            return self._compiled.render(passages=shown, question=question)
+        except Exception as error:  # expressions of a template raise any type, such as that of 1 / 0
+            raise UserError(f"{name} cannot be rendered", first_line(error), _FIX) from error
 
     def prompt(self, question: str, passages: Sequence[Passage]) -> str | list[dict[str, str]]:
         """The prompt as a data row has it: text, or one user message."""
@@ -73,10 +83,7 @@ class PromptTemplate:
         Raises:
             UserError: the template is malformed, or leaves out a passage's text or the question.
         """
-        try:
-            shown = self.text("A question?", [_SAMPLE])
-        except TemplateError as error:
-            raise UserError(f"{name} cannot be rendered", first_line(error), _FIX) from error
+        shown = self._render(name, "A question?", [_SAMPLE])
         missing = [part for part in (_SAMPLE.text, "A question?") if part not in shown]
         if missing:
             left = "the question" if missing[0] == "A question?" else "the passages' text"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -10,6 +11,29 @@ import regex
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}ー"
 _PIECE = regex.compile(rf"(?P<unspaced>[{_UNSPACED}]+)|(?:(?![{_UNSPACED}])[\p{{L}}\p{{M}}\p{{N}}])+")
 _SENTENCE_END = regex.compile(r"(?<=[.!?][\"'”’)]*)\s+|(?<=[。！？])|\n+")
+
+_JOINED = regex.compile(rf"(?![{_UNSPACED}\p{{Hangul}}])[\p{{L}}\p{{M}}\p{{N}}]")
+"""A character of a script whose words end at spaces. Korean words have particles without a space before them."""
+
+
+def plain(text: str) -> str:
+    """The text without differences of case, white space and width."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def contains(text: str, quote: str) -> bool:
+    """Whether a plain text holds a plain quote that begins and ends in no middle of a word or number."""
+    place = text.find(quote) if quote else -1
+    while place >= 0:
+        end = place + len(quote)
+        if not (_is_inside(text[place - 1 : place + 1]) or _is_inside(text[end - 1 : end + 1])):
+            return True
+        place = text.find(quote, place + 1)
+    return False
+
+
+def _is_inside(pair: str) -> bool:
+    return len(pair) == 2 and all(map(_JOINED.match, pair))
 
 
 def words_of(text: str) -> list[str]:

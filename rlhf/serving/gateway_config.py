@@ -17,8 +17,9 @@ from rlhf.config.fields import (
     Fraction,
     Number,
     RuleError,
+    ScorerUrl,
     Seconds,
-    ServiceUrl,
+    ServerUrl,
     Texts,
     Whole,
     refuse,
@@ -48,7 +49,7 @@ class ListenConfig:
 class ServedEnginesConfig:
     """The vLLM servers behind the gateway: given ones by version, all others are started from the registry's folder."""
 
-    urls: dict[StrictStr, tuple[ServiceUrl, ...]] = field(default_factory=dict)
+    urls: dict[StrictStr, tuple[ServerUrl, ...]] = field(default_factory=dict)
     """Version → addresses of its running servers, without ``/v1``. They must serve under the name ``model``."""
     arguments: Texts = ()
     """Further arguments of ``vllm serve`` for servers that the gateway starts."""
@@ -137,7 +138,7 @@ class AnswerScorerConfig:
 
     function: StrictStr | None = None
     """``module:function`` or ``file.py:function``, as in ``rewards.<name>.function``."""
-    url: ServiceUrl | None = None
+    url: ScorerUrl | None = None
     """Service that scores, as in ``rewards.<name>.endpoint``."""
     minimum: Number = 0.0
     """Lowest score of a good answer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -48,6 +49,17 @@ def test_a_recipe_may_have_the_data_of_one_stage_only(folder: Path, capfd: pytes
     assert "sft: demonstrations" in (shown := capfd.readouterr().out) and "ppo: prompts" not in shown
     assert main(["data", str(RECIPE), *alone, "--stage", "ppo"]) == 2
     assert "the ppo stage has no data" in capfd.readouterr().err
+
+
+def test_single_answers_for_kto_are_read_as_such(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": f"Question {i}?", "completion": f" It is {i}.", "label": i % 2 == 0} for i in range(40)]
+    (folder / "kto.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    given = [*overrides(folder, "kto"), f"data.preferences={folder / 'kto.jsonl'}", "data.prompts=null"]
+    assert main(["data", str(RECIPE), *given, "data.demonstrations=null", "dpo.loss=kto"]) == 0
+    shown = capfd.readouterr().out
+    assert "dpo: unpaired labels" in shown and "reward:" not in shown
+    assert main(["data", str(RECIPE), *given, "dpo.loss=kto", "--stage", "reward"]) == 2
+    assert "needs chosen and rejected" in capfd.readouterr().err
 
 
 def test_data_that_cannot_be_used_is_refused(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -165,6 +165,10 @@ def test_power_alone_prints_sample_sizes(capfd: pytest.CaptureFixture[str]) -> N
             "correct 'none.jsonl', or name another file in the comparison",
         ),
         (["--comparison", "{path}", "judge={{url: 'ftp://x', model: m}}"], "judge.url = 'ftp://x' is no address"),
+        (
+            ["--comparison", "{path}", "judge={{url: 'localhost:8000', model: m}}"],
+            "judge.url=http://127.0.0.1:8000/v1, or https://...",
+        ),
         (["--comparison", "{path}", "--category", "subset"], "--category has no effect with --comparison"),
         (["--comparison", "{path}", "--out", "/dev/null"], "no file can be written there"),
         (

@@ -56,6 +56,22 @@ def test_build_and_index_report_what_they_wrote(folder: Path, capsys: pytest.Cap
     assert run("build", *settings(folder)) == run("index", *settings(folder)) == 0
     shown = capsys.readouterr().out
     assert "questions: 300 rows" in shown and "53 passages by bm25" in shown
+    sides = [len(read_lines(folder / "dataset" / f"{side}.jsonl")) for side in ("train", "evaluation")]
+    assert f"rows: {sides[0]} train, {sides[1]} evaluation; with the oracle in the prompt: " in shown
+    assert f", {sides[1]} evaluation → {folder / 'dataset'}" in shown and "warning" not in shown
+
+
+@pytest.mark.parametrize(("fraction", "is_warned"), [(1e-9, True), (0, False)])
+def test_build_warns_of_an_empty_evaluation(
+    fraction: float, is_warned: bool, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = [f"retrieval.dataset={tmp_path / 'd'}", f"retrieval.evaluation_fraction={fraction}"]
+    assert run("build", *settings(folder), *places) == 0
+    shown = capsys.readouterr().out
+    assert " train, 0 evaluation" in shown
+    assert (
+        "warning: no question is for evaluation, though retrieval.evaluation_fraction = 1e-09" in shown
+    ) == is_warned
 
 
 @pytest.fixture

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rlhf.arms.answers import REFERENCES, Arms, evaluation_rows, read_arms
+from rlhf.arms.compare import lint_items
+from rlhf.arms.spec import ComparisonConfig
 from rlhf.errors import UserError
 from tests.rlhf.arms.comparison_files import write_rows
 
@@ -47,7 +50,7 @@ def test_the_answer_column_of_retrieval_is_the_reference(tmp_path: Path) -> None
     file, arm = (str(write_rows(tmp_path / name, rows)) for name, rows in (("i.jsonl", items), ("a.jsonl", answers)))
     found = read_arms(file, {"base": arm}, "base")
     assert [item.references for item in found.items] == [("Here.",), ("Now.",)]
-    assert [row.answer for row in evaluation_rows(file, REFERENCES)] == ["Here.", "Now."]
+    assert [row.answers for row in evaluation_rows(file, REFERENCES)] == [("Here.",), ("Now.",)]
 
 
 def test_an_arms_own_passages_replace_the_items(tmp_path: Path) -> None:
@@ -97,14 +100,46 @@ def test_rows_of_the_lint_read_any_answer(tmp_path: Path) -> None:
     rows = [
         {"prompt": "a", "references": ["one", "two"], "label": 1},
         {"prompt": "b", "completion": [{"role": "assistant", "content": "three"}]},
-        {"prompt": "c"},
+        {"prompt": "c", "label": None},
+        {"prompt": "d", "references": [], "completion": "four", "label": False},
     ]
     found = evaluation_rows(str(write_rows(tmp_path / "rows.jsonl", rows)), ("references", "completion"))
-    assert [(row.prompt, row.answer, row.label, row.location.line) for row in found] == [
-        ("a", "two", "1", 1),
-        ("b", "three", "", 2),
-        ("c", "", "", 3),
+    assert [(row.prompt, row.answers, row.label, row.location.line) for row in found] == [
+        ("a", ("one", "two"), "1", 1),
+        ("b", ("three",), "", 2),
+        ("c", (), "", 3),
+        ("d", ("four",), "False", 4),
     ]
+
+
+def test_a_required_prompt_is_found_under_its_name_in_the_file(tmp_path: Path) -> None:
+    files = {
+        name: str(write_rows(tmp_path / f"{name}.jsonl", [{name: "Where?", "answer": "Here."}]))
+        for name in ("prompt", "question")
+    }
+    config = ComparisonConfig(items=files["question"], arms={"base": "b"}, base="base", required=("prompt", "question"))
+    assert lint_items(config) == []
+    [finding] = lint_items(replace(config, items=files["prompt"]))
+    assert finding.text == "no question"
+
+
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+def test_answers_of_trained_conversations_leak(tmp_path: Path, column: str) -> None:
+    said = "The museum opens at ten and closes at five."
+    ours, theirs = (("role", "content"), ("from", "value")) if column == "messages" else (("from", "value"),) * 2
+    turns = [{ours[0]: "user", ours[1]: "Hours?"}, {theirs[0]: "assistant", theirs[1]: said}]
+    turns.append({ours[0]: "user", ours[1]: "Thanks."})
+    items = str(write_rows(tmp_path / "items.jsonl", [{"prompt": "When is it open?", "reference": said}]))
+    train = str(write_rows(tmp_path / "train.jsonl", [{column: turns}]))
+    [finding] = lint_items(ComparisonConfig(items=items, arms={"base": "b"}, base="base", train=(train,)))
+    assert str(finding).endswith(f"answer as in {train}:1 (similarity 1.00)")
+
+
+def test_group_0_is_a_group(tmp_path: Path) -> None:
+    rows = [{"prompt": str(i), "group": group} for i, group in enumerate([0, 0, False, False, None, None])]
+    items = str(write_rows(tmp_path / "items.jsonl", rows))
+    arm = str(write_rows(tmp_path / "a.jsonl", [{"prompt": row["prompt"], "response": "x"} for row in rows]))
+    assert len({*read_arms(items, {"base": arm}, "base").clusters.tolist()}) == 4
 
 
 def test_scores_of_rows_are_averaged_over_an_items_answers(tmp_path: Path) -> None:

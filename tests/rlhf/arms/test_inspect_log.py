@@ -120,6 +120,7 @@ def test_a_sample_that_failed_has_no_scores(tmp_path: Path) -> None:
         ({"samples": "all"}, "cannot be read as a log of Inspect"),
         ({"plan": None}, "cannot be read as a log of Inspect"),
         ({"samples": [{**SAMPLE, "epoch": "first"}]}, "cannot be read as a log of Inspect"),
+        ({"samples": [{**SAMPLE, "epoch": float("inf")}]}, "cannot be read as a log of Inspect"),
     ],
 )
 def test_what_is_no_log_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -136,3 +137,27 @@ def test_an_archive_of_zstandard_names_the_conversion(tmp_path: Path) -> None:
     for broken in ("b.eval", "c.eval", "none.eval"):
         with pytest.raises(UserError, match="cannot be read as a log of Inspect"):
             read_inspect_log(str(tmp_path / broken))
+
+
+@pytest.mark.parametrize("damage", ["no header", "torn stream", "encrypted"])
+def test_a_damaged_archive_is_refused(tmp_path: Path, damage: str) -> None:
+    log = json.loads(Path(AGENT).read_text(encoding="utf-8"))
+    file = tmp_path / "a.eval"
+    archive(file, log)
+    if damage == "no header":
+        with zipfile.ZipFile(file, "w") as empty:
+            empty.writestr("samples/1_epoch_1.json", json.dumps(log["samples"][0]))
+    else:
+        data = bytearray(file.read_bytes())
+        with zipfile.ZipFile(file) as whole:
+            start = 30 + len("header.json")  # of the first file's data
+            assert whole.infolist()[0].header_offset == 0
+        if damage == "torn stream":
+            data[start : start + 8] = b"\xff" * 8
+        else:
+            data[6] |= 1
+            data[data.index(b"PK\x01\x02") + 8] |= 1
+        file.write_bytes(data)
+    reason = {"no header": "holds no header.json", "torn stream": "error: ", "encrypted": "encrypted"}[damage]
+    with pytest.raises(UserError, match=f"(?s)cannot be read as a log of Inspect.*{reason}"):
+        read_inspect_log(str(file))

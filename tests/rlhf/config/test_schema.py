@@ -89,6 +89,7 @@ def test_addresses_that_no_service_has(tmp_path: Path, url: str) -> None:
     assert f"early_stop.scorer.endpoint.url = {url!r} is no address of a service" in message
     assert f"tracking.opentelemetry = {url!r} is no address of a collector" in message
     assert "tracking.opentelemetry=http://127.0.0.1:4318" in message
+    assert "rewards.x.endpoint.url=http://127.0.0.1:8000/score, or https://..." in message
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:4318", "https://collector.example/otlp", "http://[::1]:4318/"])

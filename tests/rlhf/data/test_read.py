@@ -316,6 +316,14 @@ def test_a_path_into_a_folder_here_is_no_hub_name(tmp_path: Path, monkeypatch: p
         columns("data/mistyped")
 
 
+@pytest.mark.parametrize("name", ["missing.jsonl", "~nobody-there/rows.jsonl"])
+def test_the_remedy_for_a_missing_file_names_no_key(name: str) -> None:
+    """The file may be one of an option, such as ``--prompts``."""
+    with pytest.raises(UserError, match="no data at") as refused:
+        columns(name)
+    assert "fix: " in str(refused.value) and "data.path" not in str(refused.value)
+
+
 def test_a_name_that_the_hub_does_not_give_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)

@@ -20,7 +20,7 @@ def rows(prompts: list[str], answers: list[str] | None = None, labels: list[str]
         EvaluationRow(
             location=RowLocation("set.jsonl", i + 1),
             prompt=prompt,
-            answer=answers[i] if answers else "",
+            answers=(answers[i],) if answers else (),
             label=labels[i] if labels else "",
             columns={"prompt": prompt, "reference": answers[i] if answers else None},
         )
@@ -62,17 +62,29 @@ def test_japanese_duplicates_are_found() -> None:
 
 def test_leaks_from_training_name_the_training_row() -> None:
     train = [
-        EvaluationRow(location=RowLocation("train.jsonl", 7), prompt=TEXTS[2].upper(), answer="Tofu."),
+        EvaluationRow(location=RowLocation("train.jsonl", 7), prompt=TEXTS[2].upper(), answers=("Tofu.",)),
         EvaluationRow(
             location=RowLocation("train.jsonl", 8),
             prompt="Elsewhere?",
-            answer="The museum opens at ten and closes at five.",
+            answers=("The museum opens at ten and closes at five.",),
         ),
     ]
     given = rows(TEXTS, ["", "", "Tofu.", "The museum opens at ten and closes at five!"])
     assert found(given, train) == [
         "set.jsonl:3: leak from training: question as in train.jsonl:7 (similarity 1.00)",
         "set.jsonl:4: leak from training: answer as in train.jsonl:8 (similarity 0.95)",
+    ]
+
+
+def test_every_reference_of_a_row_counts() -> None:
+    said = "The museum opens at ten and closes at five."
+    train = [EvaluationRow(location=RowLocation("train.jsonl", 8), prompt="Elsewhere?", answers=(said,))]
+    location = RowLocation("set.jsonl", 9)
+    several = EvaluationRow(location=location, prompt="When is it open?", answers=(said + "!", said, "From ten."))
+    assert found([*rows(TEXTS[:1], ["From ten."]), several], train, longest_answer=43) == [
+        "set.jsonl:9: answer over the limit: 44 characters, and the limit is 43",
+        "set.jsonl:9: duplicate answer: as in set.jsonl:1 (similarity 1.00)",
+        "set.jsonl:9: leak from training: answer as in train.jsonl:8 (similarity 1.00)",
     ]
 
 

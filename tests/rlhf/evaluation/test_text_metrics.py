@@ -8,10 +8,11 @@ import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
 from rlhf.evaluation.consistency import consistency
-from rlhf.evaluation.text_metrics import bleu, chrf, corpus_bleu, corpus_chrf, rouge
+from rlhf.evaluation.text_metrics import bleu, chrf, corpus_bleu, corpus_chrf, rouge, rouge_scorer
 
 ANSWERS = ["The cat sat on the mat.", "Kyoto has many old temples", "no"]
 REFERENCES = [["A cat was sitting on the mat."], ["Kyoto has old temples.", "There are temples in Kyoto"], ["yes"]]
+WITH_MARKS = "Don't re-use snake_case: 3.5km, the GOING rate's 50%!"
 
 
 def test_rouge_by_hand() -> None:
@@ -31,6 +32,26 @@ def test_rouge_is_the_librarys_with_the_best_reference() -> None:
     for name, values in found.items():
         best = [max(scorer.score(r, a)[name].fmeasure for r in given) for a, given in zip(ANSWERS, REFERENCES)]
         assert values.tolist() == pytest.approx(best)
+    own, library = rouge_scorer("en")._tokenizer, scorer._tokenizer
+    assert own.tokenize(WITH_MARKS) == library.tokenize(WITH_MARKS)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "expected"),
+    [
+        ("Москва - столица", "Столица: Москва!", 1.0),
+        ("Москва большая", "Москва древняя", 0.5),
+        ("η Αθήνα", "η Ρώμη", 0.5),
+        ("서울은 수도", "서울은 도시", 0.5),
+        ("القاهرة مدينة", "القاهرة عاصمة", 0.5),
+        ("हिन्दी भाषा", "हिन्दी", 2 / 3),  # a word is not split at its vowel signs
+        ("Öl", "Äl", 0.0),
+        ("O\u0308l", "Öl", 1.0),  # a letter and its accent as two characters
+    ],
+)
+def test_words_of_every_script_with_spaces_count(answer: str, reference: str, expected: float) -> None:
+    assert rouge([answer], [[reference]])["rouge1"].tolist() == pytest.approx([expected])
+    assert consistency([answer, answer]) == 1.0
 
 
 def test_bleu_and_chrf_are_the_librarys() -> None:
@@ -57,7 +78,7 @@ def test_japanese_rouge_counts_characters_and_whole_latin_words() -> None:
     found = rouge(["京都はJRです。"], [["奈良はJRです"]], "ja")
     assert found["rouge1"].tolist() == pytest.approx([4 / 6])
     assert found["rouge2"].tolist() == pytest.approx([3 / 5])
-    assert rouge(["京都は古い"], [["京都は古い"]])["rouge1"].tolist() == [0.0]  # the library's own tokens: none
+    assert rouge(["京都は古い"], [["京都は新しい"]])["rouge1"].tolist() == [0.0]  # in a language with spaces: one word
 
 
 def test_japanese_bleu_is_of_characters() -> None:

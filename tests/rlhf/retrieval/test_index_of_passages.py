@@ -12,6 +12,7 @@ import pytest
 
 from rlhf.config.schema import RetrievalConfig
 from rlhf.errors import UserError
+from rlhf.retrieval.folder import check_replaceable
 from rlhf.retrieval.index import build_index, load_index, retrieve, save_index
 from rlhf.retrieval.passages import Passage
 from rlhf.retrieval.template import PromptTemplate
@@ -124,6 +125,20 @@ def test_an_index_replaces_an_earlier_one_and_nothing_else(tmp_path: Path) -> No
     (tmp_path / "index" / "notes" / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="holds notes/mine.txt, which is not of the index"):
         saved(tmp_path, documents=2)
+
+
+def test_a_link_and_a_manifest_without_files_are_refused(tmp_path: Path) -> None:
+    saved(tmp_path, documents=2)
+    folder = tmp_path / "index"
+    for target in (folder, tmp_path / "nowhere"):
+        link = tmp_path / f"link to {target.name}"
+        link.symlink_to(target)
+        with pytest.raises(UserError, match="is a link"):
+            check_replaceable(link, "index")
+    manifest = folder / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "files": None}))
+    with pytest.raises(UserError, match="which is not of the index"):
+        check_replaceable(folder, "index")
 
 
 def test_passages_without_a_word_are_refused() -> None:

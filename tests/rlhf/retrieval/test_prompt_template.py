@@ -48,11 +48,19 @@ def test_an_own_template(tmp_path: Path) -> None:
         ("{{ question", "cannot be rendered"),
         ("{{ query }}", "'query' is undefined"),
         ("{{ question.__class__.__mro__ }}", "cannot be rendered"),
+        ("{{ 1 / 0 }}", "cannot be rendered.*division by zero"),
+        ("{% for i in range(10**9) %}{% endfor %}", "cannot be rendered"),
     ],
 )
 def test_templates_that_cannot_be_used(text: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=f"(?s){message}"):
         own(tmp_path, text)
+
+
+def test_a_template_that_fails_on_some_passages_only(tmp_path: Path) -> None:
+    template = own(tmp_path, "{{ question }}{{ passages[0].text }}{{ 1 / (2 - passages | length) }}")
+    with pytest.raises(UserError, match="retrieval.template cannot be rendered"):
+        template.text("Q?", PASSAGES)
 
 
 def test_a_missing_template() -> None:

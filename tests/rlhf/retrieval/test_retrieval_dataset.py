@@ -14,6 +14,7 @@ from rlhf.data.formats import load_demonstrations, load_prompts
 from rlhf.errors import UserError
 from rlhf.retrieval.answers import extract_answer, extract_quotes
 from rlhf.retrieval.dataset import Built, build_rows, check_dataset_template, save_dataset
+from rlhf.retrieval.mining import Miner
 from rlhf.retrieval.passages import Passage
 from rlhf.retrieval.template import PromptTemplate
 from tests.rlhf.retrieval.corpora import key_values, lexical, question, texts
@@ -99,6 +100,28 @@ def test_other_oracles_of_a_question_are_no_distractors() -> None:
     config = replace(CONFIG, distractors=2, oracle_probability=1.0, evaluation_fraction=0.0)
     row = build_rows(lexical(passages), asked, config, 0).rows[0]
     assert {passage.id for passage in row.passages} == {"a", "c", "d"}
+
+
+@pytest.mark.parametrize(
+    ("quote", "passage", "answers"),
+    [
+        ("価格は65円", "この宿の価格は65円です。", True),
+        ("価格は65円", "この宿の価格は６５円です。", True),  # full width
+        ("価格は65円", "この宿の価格は165円です。", False),
+        ("가격은 65원", "이 숙소의 가격은  65원입니다.", True),
+        ("room 1", "It is in ROOM\n1.", True),
+        ("room 1", "It is in room 12 of the ballroom 1.", False),
+    ],
+)
+def test_a_passage_with_the_quote_is_no_distractor(quote: str, passage: str, answers: bool) -> None:
+    oracle = Passage(id="a", text=f"{quote}.", document="a")
+    for other in (
+        Passage(id="b", text=passage, document="b"),
+        Passage(id="b", text="-", title=passage, document="b"),
+    ):
+        miner = Miner(lexical([oracle, other]), ["train", "train"])
+        found = miner.distractors(question("Which?", quote, "a"), [quote], "train", 2)
+        assert [each.id for each in found] == ([] if answers else ["b"])
 
 
 def test_rejected_questions_have_reasons() -> None:

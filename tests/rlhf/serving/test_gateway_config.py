@@ -42,7 +42,7 @@ def test_names_of_files_are_beside_the_file_except_those_of_the_command_line(tmp
         ("kpis: [{kpi: thumbs_down, limit: 0.1}]", "thumbs_down needs a feedback project"),
         ("kpis: [{kpi: speed, limit: 0.1}]", "kpis.0.kpi"),
         ("scorer: {minimum: 1}", "scorer has neither function and url"),
-        ("engines: {urls: {one: [ftp://x]}}", "is no address of a service"),
+        ("engines: {urls: {one: [ftp://x]}}", r"(?s)is no address of a service.*=http://127.0.0.1:8000, or"),
         ("listen: {port: 70000}", "is no port"),
     ],
 )
