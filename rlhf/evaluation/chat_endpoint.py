@@ -19,7 +19,7 @@ import httpx
 import jsonschema
 from tenacity import AsyncRetrying, RetryCallState, RetryError, retry_if_exception_type
 
-from rlhf.config.fields import Count, CountOrZero, Seconds, ServiceUrl, Temperature, section
+from rlhf.config.fields import Count, CountOrZero, Seconds, ServiceUrl, Temperature, VariableName, section
 from rlhf.errors import MachineryError, UserError
 from rlhf.evaluation.reply_cache import ReplyCache, content_key
 from rlhf.http_retries import IDLE_SECONDS, TransientError, bearer, post, seconds_to_wait
@@ -45,8 +45,8 @@ class ServiceConfig:
     """Name of the model that judges."""
     embedding_model: str | None = None
     """Name of the model that embeds texts, for answer relevancy and answer correctness."""
-    key_variable: str = "RLHF_JUDGE_KEY"
-    """Environment variable that holds the key. The key is sent and never written."""
+    key_variable: VariableName = "RLHF_JUDGE_KEY"
+    """Environment variable that holds the key, in capitals. The key is sent and never written."""
     temperature: Temperature = 0.0
     """Sampling temperature of the judge."""
     max_tokens: Count = 1024
@@ -210,7 +210,8 @@ class ChatEndpoint:
 
     def _parse(self, answer: tuple[int, bytes], schema: Mapping[str, Any] | None) -> Reply:
         status, body = answer
-        text = self._hide(body[:SHOWN].decode("utf-8", errors="replace"))
+        # Hidden before it is cut: a part of the key would no longer be recognised.
+        text = self._hide(body.decode("utf-8", errors="replace"))[:SHOWN]
         self.usage.calls += 1
         if status in REFUSED_STATUS or status // 100 == 3:
             fix = f"correct url or model, or put a valid key into the variable {self.config.key_variable}"

@@ -8,7 +8,7 @@ import pytest
 
 from rlhf import http_retries
 from rlhf.errors import MachineryError, UserError
-from rlhf.evaluation.chat_endpoint import ChatEndpoint, JudgeQuestion
+from rlhf.evaluation.chat_endpoint import SHOWN, ChatEndpoint, JudgeQuestion
 from rlhf.evaluation.reply_cache import ReplyCache
 from tests.rlhf.evaluation.judge_service import Rule, config_of, judging
 
@@ -118,6 +118,25 @@ def test_the_key_is_sent_and_is_in_no_file_and_no_message(tmp_path: Path, monkey
     assert KEY not in str(caught.value) + caught.value.why + caught.value.fix
     assert [path.name for path in tmp_path.iterdir()] == ["replies.jsonl"]
     assert KEY not in (tmp_path / "replies.jsonl").read_text()
+
+
+@pytest.mark.parametrize("status", [400, 403])
+def test_a_key_at_the_cut_of_a_message_is_hidden_too(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_JUDGE", KEY)
+    body = b"x" * (SHOWN - 12) + KEY.encode() + b" is refused"
+
+    def rule(prompt: str) -> object:
+        return (status, {}, body) if prompt == "bad" else {"n": 1}
+
+    with judging(rule) as service:
+        endpoint = ChatEndpoint(config_of(service, key_variable="MY_JUDGE"))
+        if status == 403:
+            with pytest.raises(UserError) as caught:
+                endpoint.ask([question("bad")])
+            shown = str(caught.value)
+        else:
+            shown = endpoint.ask([question("good"), question("bad")])[1].failure
+    assert KEY[:6] not in shown and "***" in shown
 
 
 def test_embeddings_come_back_as_vectors_and_are_cached(tmp_path: Path) -> None:
