@@ -104,6 +104,7 @@ def show_report(console: Console, report: ComparisonReport) -> None:
         control = judged.length_controlled
         controlled = "none" if control is None else _interval(control.win_rate, control.low, control.high)
         note = ", answers of one side are nearly always longer" if control and control.is_confounded else ""
+        note += ", length and arm explain every judgement" if control and control.is_separated else ""
         console.summary(
             f"the judge on {arm} against {report.base}",
             {
