@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rlhf.evaluation.agreement_with_people import MetricAgreement
     from rlhf.evaluation.bootstrap import Estimate
     from rlhf.evaluation.metric_table import ArmResult
+    from rlhf.evaluation.power import PromptsNeeded
     from rlhf.tracking.console import Console
 
 TIES = (0.0, 0.2, 0.4)
@@ -47,9 +48,11 @@ def compare(path: Path, settings: Sequence[str], power: float | None, device: st
     show_report(console, report)
     content = report.as_json()
     if power is not None:
-        content["prompts_needed"] = needed_prompts(compared.arms, compared.measured, power)
-        for metric, arms in content["prompts_needed"].items():
-            console.summary(f"{metric}: prompts to find a difference of {power:g}", {arm: arms[arm] for arm in arms})
+        needed = needed_prompts(compared.arms, compared.measured, power)
+        content["prompts_needed"] = {m: {arm: each.count for arm, each in arms.items()} for m, arms in needed.items()}
+        for metric, arms in needed.items():
+            shown = {arm: describe_needed(each) for arm, each in arms.items()}
+            console.summary(f"{metric}: prompts to find a difference of {power:g}", shown)
     if place is not None:
         write_atomically(place, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
         console.print(f"→ {place}")
@@ -113,7 +116,7 @@ def show_report(console: Console, report: ComparisonReport) -> None:
                 "win rate, length controlled": controlled + note,
                 "same judgement in both orders": describe(judged.pairs.consistency),
                 "position bias": describe(judged.pairs.position_bias),
-                "failed": float(judged.pairs.failed),
+                "failed": f"{judged.pairs.failed:,}",
             },
         )
     for by, ranking in (("the judge", report.ranking_by_judge), ("people", report.ranking_by_people)):
@@ -130,7 +133,12 @@ def describe_result(result: ArmResult) -> str:
         text += f", corpus {result.corpus:.4g}"
     if result.difference is not None:
         text += f", above base {describe(result.difference)}"
-    return f"{text}, {result.failed} failed" if result.failed else text
+    return f"{text}, {result.failed:,} failed" if result.failed else text
+
+
+def describe_needed(needed: PromptsNeeded) -> str:
+    """A number of prompts as text."""
+    return f"not known: {needed.reason}" if needed.count is None else f"{needed.count:,}"
 
 
 def describe_task(result: TaskResult) -> str:
@@ -162,10 +170,17 @@ def _show_usage(console: Console, report: ComparisonReport) -> None:
         tokens = f"{usage.prompt_tokens:,} tokens read, {usage.completion_tokens:,} written"
         replies = f"{usage.calls:,} replies, {usage.cached:,} from the cache, {usage.failures:,} failed"
         console.print(f"judge: {replies}; {tokens}")
+    if report.ambiguous_votes:
+        why = "two arms gave this text, and the vote names no policy"
+        console.print(f"{report.ambiguous_votes:,} voted items do not count: {why}")
     if report.unmatched_votes:
         console.print(f"{report.unmatched_votes:,} voted items of the project are not of this comparison")
 
 
 def _require_difference(power: float | None) -> None:
+    from rlhf.evaluation.power import LEAST_DIFFERENCE
+
     if power is not None and not 0 < power < math.inf:
         raise UserError(f"--power {power:g} is no difference", "it is the smallest one that matters", "--power 0.05")
+    if power is not None and power < LEAST_DIFFERENCE:
+        raise UserError(f"--power {power:g} is below the rounding of any metric", fix="--power 0.05")

@@ -22,6 +22,7 @@ from tests.rlhf.evaluation.judge_service import judging, pick, tagged
 
 ROOT = Path(__file__).parents[3]
 N = 30
+JUDGE = "judge={{url: 'http://127.0.0.1:1/v1', model: m}}"
 KEY = "sk-9QmZx4Tt71LcVb2n"
 ITEMS = [
     {"prompt": f"Question {i}: what is worth seeing in town number {i * i}?", "reference": f"The castle on hill {i}"}
@@ -113,8 +114,15 @@ def test_without_votes_no_metric_may_gate(tmp_path: Path, capfd: pytest.CaptureF
     assert evaluate("--comparison", comparison(tmp_path), "--power", "0.1", "--out", tmp_path / "out.json") == 0
     report = json.loads((tmp_path / "out.json").read_text())
     assert {each["can_gate"] for each in report["agreement"]} == {False}
-    assert report["prompts_needed"]["rouge1"]["arm"] >= 2
+    assert report["prompts_needed"]["chrf"]["arm"] >= 2
     assert "cannot gate: people voted on no two answers of this run" in " ".join(capfd.readouterr().out.split())
+
+
+def test_equal_answers_need_an_unknown_number_of_prompts(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = write_comparison(tmp_path, ITEMS, {"base": BAD, "arm": BAD}, metrics=["length"])
+    assert evaluate("--comparison", path, "--power", "0.1", "--out", tmp_path / "out.json") == 0
+    assert json.loads((tmp_path / "out.json").read_text())["prompts_needed"] == {"length": {"arm": None}}
+    assert "not known: no difference varies" in " ".join(capfd.readouterr().out.split())
 
 
 def test_lint_exits_with_1_and_names_rows(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -146,6 +154,9 @@ def test_power_alone_prints_sample_sizes(capfd: pytest.CaptureFixture[str]) -> N
         (["--lint"], "--lint has no effect with an evaluation without --comparison"),
         (["--power", "0.7"], "a win rate has at most 0.5 above chance"),
         (["--power", "-1"], "is no difference"),
+        (["--power", "1e-200"], "is below the rounding of any metric"),
+        (["--comparison", "{path}", "metrics=[]"], "nothing to measure why: metrics is empty"),
+        (["--comparison", "{path}", "metrics=[answer_relevancy]", JUDGE], "answer_relevancy compares embeddings"),
         (["--comparison", "{path}", "--reward-model", "m"], "--reward-model has no effect with --comparison"),
         (["--comparison", "{path}", "--lint", "--power", "0.1"], "--power has no effect with --lint"),
         (["--comparison", "{path}", "base=sft"], "base = 'sft' is no arm"),
