@@ -41,6 +41,28 @@ def try_lock(handle: int | IO[str] | IO[bytes]) -> bool | None:
 
 
 @contextmanager
+def locked(handle: IO[bytes]) -> Iterator[None]:
+    """Context in which an open file is locked, if its file system has locks; waits for other processes.
+
+    For writes of milliseconds. The lock is given back explicitly: a process that was forked meanwhile shares it.
+
+    Raises:
+        OSError: of the file system.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        yield
+        return
+    try:
+        yield
+    finally:
+        fcntl.flock(handle, fcntl.LOCK_UN)
+
+
+@contextmanager
 def sole_writer(folder: Path, seconds: float = LONGEST_WAIT) -> Iterator[None]:
     """Context that one process at a time enters for a folder: read, change and write within it.
 
