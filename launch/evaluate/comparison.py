@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 TIES = (0.0, 0.2, 0.4)
 """Fractions of ties for which ``--power`` alone prints prompts."""
+LEAST_CONSISTENCY = 0.5
+"""Fraction of pairs with the same judgement in both orders, below which a judge is warned of."""
+MOST_FAILED = 0.2
+"""Fraction of failed judgements of an arm, above which a judge is warned of."""
 
 
 def compare(path: Path, settings: Sequence[str], power: float | None, device: str, out: Path | None) -> int:
@@ -123,7 +127,26 @@ def show_report(console: Console, report: ComparisonReport) -> None:
         if ranking:
             strengths = {r.arm: _interval(r.strength, r.low, r.high) for r in ranking}
             console.summary(f"Bradley-Terry strengths by {by}, in logits above {report.base}", strengths)
+    for warning in warnings(report):
+        console.print(f"warning: {warning}")
     _show_usage(console, report)
+
+
+def warnings(report: ComparisonReport) -> list[str]:
+    """Why the judge cannot be trusted, a line each."""
+    from rlhf.arms.spec import JUDGE_METRICS
+    from rlhf.evaluation.retrieval_metrics import RETRIEVAL_METRICS
+
+    found = []
+    for arm, judged in report.judged.items():
+        consistency = judged.pairs.consistency.value
+        if consistency is not None and consistency < LEAST_CONSISTENCY:
+            found.append(f"the judge on {arm}: both orders agree in {consistency:.0%} of the pairs; use another judge")
+    for cell in report.table:
+        is_judged = cell.metric in JUDGE_METRICS or cell.metric in RETRIEVAL_METRICS
+        if is_judged and cell.failed > MOST_FAILED * report.items:
+            found.append(f"{cell.metric} of {cell.arm}: the judge failed on {cell.failed:,} of {report.items:,} items")
+    return found
 
 
 def describe_result(result: ArmResult) -> str:

@@ -18,7 +18,7 @@ from launch.cli import main
 from rlhf import http_retries
 from rlhf.feedback.records import Answer, Choice
 from tests.rlhf.arms.comparison_files import write_comparison, write_votes
-from tests.rlhf.evaluation.judge_service import judging, pick, tagged
+from tests.rlhf.evaluation.judge_service import Rule, judging, pick, tagged
 
 ROOT = Path(__file__).parents[3]
 N = 30
@@ -123,6 +123,28 @@ def test_equal_answers_need_an_unknown_number_of_prompts(tmp_path: Path, capfd: 
     assert evaluate("--comparison", path, "--power", "0.1", "--out", tmp_path / "out.json") == 0
     assert json.loads((tmp_path / "out.json").read_text())["prompts_needed"] == {"length": {"arm": None}}
     assert "not known: no difference varies" in " ".join(capfd.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        (lambda prompt: pick(True), "warning: the judge on arm: both orders agree in 0% of the pairs; use another"),
+        (
+            lambda prompt: prefer_the_castle(prompt) if "Question 1" in prompt else "no JSON",
+            "warning: judge_win_rate of arm: the judge failed on 19 of 30 items",
+        ),
+        (prefer_the_castle, ""),
+    ],
+)
+def test_a_judge_that_goes_by_position_or_fails_mostly_is_warned_of(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], rule: Rule, said: str
+) -> None:
+    with judging(rule) as service:
+        judge = {"url": f"http://127.0.0.1:{service.server_port}/v1", "model": "judge"}
+        path = comparison(tmp_path, metrics=["judge_win_rate"], judge=judge)
+        assert evaluate("--comparison", path) == 0
+    printed = " ".join(capfd.readouterr().out.split())
+    assert said in printed and ("warning" in printed) == bool(said)
 
 
 def test_lint_exits_with_1_and_names_rows(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
