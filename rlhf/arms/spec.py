@@ -107,7 +107,11 @@ def _problems(config: ComparisonConfig) -> Iterable[UserError]:
         yield UserError("bert_score needs an encoder", fix="set bert_score.model and bert_score.layers")
     if not (config.metrics or config.scores or config.scorers or config.lm_eval):
         yield UserError("nothing to measure", "metrics is empty", "name metrics, scores or scorers")
-    if config.judge is not None and config.judge.embedding_model is None and (embedded := _EMBEDDED & {*config.metrics}):
+    if (
+        config.judge is not None
+        and config.judge.embedding_model is None
+        and (embedded := _EMBEDDED & {*config.metrics})
+    ):
         yield UserError(f"{min(embedded)} compares embeddings", "no model makes them", "set judge.embedding_model")
     if config.judge is None and (asked := {*JUDGE_METRICS, *RETRIEVAL_METRICS} & {*config.metrics}):
         yield UserError(f"{min(asked)} needs a judge", fix="set judge.url and judge.model")

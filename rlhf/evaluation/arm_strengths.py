@@ -70,7 +70,7 @@ def rank_arms(
     low, high = np.percentile(resampled - resampled[:, [base]], [2.5, 97.5], axis=0)
     wins_of_all = wins.sum(0)
     linked = _reached(wins_of_all + wins_of_all.T, base)
-    # Ford 1957, Am. Math. Mon. 64, 28-33: a difference of strengths is finite if wins lead from either arm to the other.
+    # Ford 1957, Am. Math. Mon. 64, 28-33: a difference is finite if wins lead from either arm to the other.
     is_bounded = _reached(wins_of_all, base) & _reached(wins_of_all.T, base)
     has_interval = is_bounded & (high - low > 1e-9)
     return tuple(

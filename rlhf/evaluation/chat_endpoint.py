@@ -1,7 +1,7 @@
 """Client of an OpenAI-compatible service: structured chat replies and embeddings, with a cache on disk.
 
 Failures are results here: a question whose reply could not be had, or is not what the schema asks for, has a reason and
-no content, and whoever asked counts it. Only a service that gives nothing useful at all is an error. Only useful replies are
+no content, and whoever asked counts it. Only a service that gives nothing useful is an error. Only useful replies are
 cached, so that the same command asks failed questions again, and nothing else.
 """
 

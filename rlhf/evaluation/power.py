@@ -42,10 +42,8 @@ def prompts_needed(
     return max(2, math.ceil(design_effect * (z * deviation / difference) ** 2 - 1e-9))
 
 
-def prompts_for(
-    differences: ArrayLike, clusters: ArrayLike, difference: float, power: float = POWER
-) -> PromptsNeeded:
-    """Prompts that a ``difference`` needs, from the deviation of measured differences (n,), n ≥ 2, and their clusters."""
+def prompts_for(differences: ArrayLike, clusters: ArrayLike, difference: float, power: float = POWER) -> PromptsNeeded:
+    """Prompts that a ``difference`` needs, by the deviation of measured differences (n,), n ≥ 2, and their clusters."""
     array = np.asarray(differences, dtype=np.float64)
     if (array == array[0]).all():
         return PromptsNeeded(count=None, reason="no difference varies")

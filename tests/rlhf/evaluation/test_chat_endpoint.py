@@ -164,7 +164,9 @@ def test_embeddings_come_back_as_vectors_and_are_cached(tmp_path: Path) -> None:
             ChatEndpoint(config_of(service, embedding_model=None)).embed(["a"])
 
 
-@pytest.mark.parametrize("bad", [[], [float("nan"), 1.0], [1.0, 2.0, 3.0], ["1", None], ["1", "2"], "12", [True, False]])
+@pytest.mark.parametrize(
+    "bad", [[], [float("nan"), 1.0], [1.0, 2.0, 3.0], ["1", None], ["1", "2"], "12", [True, False]]
+)
 def test_a_vector_that_cannot_be_compared_is_a_failure(bad: list[float]) -> None:
     with judging(length, lambda text: bad if text == "bad" else [1.0, 2.0]) as service:
         replies = ChatEndpoint(config_of(service)).embed(["a", "bad", "b"])
