@@ -74,15 +74,17 @@ def length_controlled(
     overlap = min(float((difference <= 0).mean()), float((difference >= 0).mean()))
     is_confounded = overlap < LEAST_OVERLAP
     spread = SPREAD_IF_CONFOUNDED if is_confounded else SPREAD
-    drawn = fit(value, shift, _resampled(np.asarray(clusters)[is_known], seed, resamples), spread)
     arm, length = fit(value, shift, np.ones((1, len(value))), spread)[0]
     is_separated = _is_separated(value, shift)
-    has_interval = not is_confounded and not is_separated
-    low, high = np.percentile(expit(drawn[:, 0]), [2.5, 97.5])
+    low: float | None = None
+    high: float | None = None
+    if not is_confounded and not is_separated:
+        drawn = fit(value, shift, _resampled(np.asarray(clusters)[is_known], seed, resamples), spread)
+        low, high = (float(end) for end in np.percentile(expit(drawn[:, 0]), [2.5, 97.5]))
     return LengthControl(
         win_rate=float(expit(arm)),
-        low=float(low) if has_interval else None,
-        high=float(high) if has_interval else None,
+        low=low,
+        high=high,
         raw=float(value.mean()),
         length_effect=float(length),
         is_confounded=is_confounded,
