@@ -87,16 +87,25 @@ def generate_best_of(task: BestOf) -> None:
     owners = answers.rollouts.prompt_ids[best].tolist()
     rows = [demonstration(task.questions.rows[i], answers.texts[j], float(scores[j])) for i, j in zip(owners, best)]
     write_rows(rows, task.out, session)
+    lost = len(prompts) - len(rows)
+    # Choosing where a finished answer exists is a condition on the sample, which the bound of best-of-n does not have.
+    bound: float | str = math.log(task.answers) - (task.answers - 1) / task.answers
+    if lost:
+        bound = "not known: prompts were left out"
     session.console.summary(
         f"best of {task.answers} → {task.out}",
         {
             "prompts": len(prompts),
-            "prompts without a finished answer, left out": len(prompts) - len(rows),
+            "prompts without a finished answer, left out": lost,
             "score, all finished answers": float(scores[finished].mean()),
             "score, best answers": float(scores[best].mean()),
-            "KL to the model, at most, nats": math.log(task.answers) - (task.answers - 1) / task.answers,
+            "KL to the model, at most, nats": bound,
         },
     )
+    if 2 * lost > len(prompts):
+        session.console.print(
+            f"warning: {lost:,} of {len(prompts):,} prompts have no finished answer; raise rollout.max_response_length"
+        )
 
 
 def _scores(task: BestOf, answers: SampledAnswers, logs: Path) -> np.ndarray:

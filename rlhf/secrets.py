@@ -9,7 +9,8 @@ from typing import Any
 
 HIDDEN = "***"
 _NAME = (
-    r"(?:(?:api|access|private|secret|ssh|openai|wandb|hf|aws)[_-]?key|authorization|password|passwd|secret|credentials?"
+    r"(?:(?:api|access|private|secret|ssh|openai|wandb|hf|aws|judge|batch|engine)[_-]?key"
+    r"|authorization|password|passwd|secret|credentials?"
     r"|(?<!eos_)(?<!bos_)(?<!pad_)(?<!unk_)(?<!per_)(?<!next_)(?<!stop_)token)"
 )
 _SECRET_NAME = re.compile(rf"(^|[_-]){_NAME}$", re.IGNORECASE)

@@ -18,10 +18,15 @@ if TYPE_CHECKING:
     from rlhf.evaluation.agreement_with_people import MetricAgreement
     from rlhf.evaluation.bootstrap import Estimate
     from rlhf.evaluation.metric_table import ArmResult
+    from rlhf.evaluation.power import PromptsNeeded
     from rlhf.tracking.console import Console
 
 TIES = (0.0, 0.2, 0.4)
 """Fractions of ties for which ``--power`` alone prints prompts."""
+LEAST_CONSISTENCY = 0.5
+"""Fraction of pairs with the same judgement in both orders, below which a judge is warned of."""
+MOST_FAILED = 0.2
+"""Fraction of failed judgements of an arm, above which a judge is warned of."""
 
 
 def compare(path: Path, settings: Sequence[str], power: float | None, device: str, out: Path | None) -> int:
@@ -47,9 +52,11 @@ def compare(path: Path, settings: Sequence[str], power: float | None, device: st
     show_report(console, report)
     content = report.as_json()
     if power is not None:
-        content["prompts_needed"] = needed_prompts(compared.arms, compared.measured, power)
-        for metric, arms in content["prompts_needed"].items():
-            console.summary(f"{metric}: prompts to find a difference of {power:g}", {arm: arms[arm] for arm in arms})
+        needed = needed_prompts(compared.arms, compared.measured, power)
+        content["prompts_needed"] = {m: {arm: each.count for arm, each in arms.items()} for m, arms in needed.items()}
+        for metric, arms in needed.items():
+            shown = {arm: describe_needed(each) for arm, each in arms.items()}
+            console.summary(f"{metric}: prompts to find a difference of {power:g}", shown)
     if place is not None:
         write_atomically(place, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
         console.print(f"→ {place}")
@@ -104,6 +111,7 @@ def show_report(console: Console, report: ComparisonReport) -> None:
         control = judged.length_controlled
         controlled = "none" if control is None else _interval(control.win_rate, control.low, control.high)
         note = ", answers of one side are nearly always longer" if control and control.is_confounded else ""
+        note += ", length and arm explain every judgement" if control and control.is_separated else ""
         console.summary(
             f"the judge on {arm} against {report.base}",
             {
@@ -112,14 +120,33 @@ def show_report(console: Console, report: ComparisonReport) -> None:
                 "win rate, length controlled": controlled + note,
                 "same judgement in both orders": describe(judged.pairs.consistency),
                 "position bias": describe(judged.pairs.position_bias),
-                "failed": float(judged.pairs.failed),
+                "failed": f"{judged.pairs.failed:,}",
             },
         )
     for by, ranking in (("the judge", report.ranking_by_judge), ("people", report.ranking_by_people)):
         if ranking:
             strengths = {r.arm: _interval(r.strength, r.low, r.high) for r in ranking}
             console.summary(f"Bradley-Terry strengths by {by}, in logits above {report.base}", strengths)
+    for warning in warnings(report):
+        console.print(f"warning: {warning}")
     _show_usage(console, report)
+
+
+def warnings(report: ComparisonReport) -> list[str]:
+    """Why the judge cannot be trusted, a line each."""
+    from rlhf.arms.spec import JUDGE_METRICS
+    from rlhf.evaluation.retrieval_metrics import RETRIEVAL_METRICS
+
+    found = []
+    for arm, judged in report.judged.items():
+        consistency = judged.pairs.consistency.value
+        if consistency is not None and consistency < LEAST_CONSISTENCY:
+            found.append(f"the judge on {arm}: both orders agree in {consistency:.0%} of the pairs; use another judge")
+    for cell in report.table:
+        is_judged = cell.metric in JUDGE_METRICS or cell.metric in RETRIEVAL_METRICS
+        if is_judged and cell.failed > MOST_FAILED * report.items:
+            found.append(f"{cell.metric} of {cell.arm}: the judge failed on {cell.failed:,} of {report.items:,} items")
+    return found
 
 
 def describe_result(result: ArmResult) -> str:
@@ -129,7 +156,12 @@ def describe_result(result: ArmResult) -> str:
         text += f", corpus {result.corpus:.4g}"
     if result.difference is not None:
         text += f", above base {describe(result.difference)}"
-    return f"{text}, {result.failed} failed" if result.failed else text
+    return f"{text}, {result.failed:,} failed" if result.failed else text
+
+
+def describe_needed(needed: PromptsNeeded) -> str:
+    """A number of prompts as text."""
+    return f"not known: {needed.reason}" if needed.count is None else f"{needed.count:,}"
 
 
 def describe_task(result: TaskResult) -> str:
@@ -161,10 +193,17 @@ def _show_usage(console: Console, report: ComparisonReport) -> None:
         tokens = f"{usage.prompt_tokens:,} tokens read, {usage.completion_tokens:,} written"
         replies = f"{usage.calls:,} replies, {usage.cached:,} from the cache, {usage.failures:,} failed"
         console.print(f"judge: {replies}; {tokens}")
+    if report.ambiguous_votes:
+        why = "two arms gave this text, and the vote names no policy"
+        console.print(f"{report.ambiguous_votes:,} voted items do not count: {why}")
     if report.unmatched_votes:
         console.print(f"{report.unmatched_votes:,} voted items of the project are not of this comparison")
 
 
 def _require_difference(power: float | None) -> None:
+    from rlhf.evaluation.power import LEAST_DIFFERENCE
+
     if power is not None and not 0 < power < math.inf:
         raise UserError(f"--power {power:g} is no difference", "it is the smallest one that matters", "--power 0.05")
+    if power is not None and power < LEAST_DIFFERENCE:
+        raise UserError(f"--power {power:g} is below the rounding of any metric", fix="--power 0.05")

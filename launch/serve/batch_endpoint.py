@@ -224,7 +224,7 @@ class EndpointBatch:
         return (413, b"the answer is too long") if body is None else (status, body)
 
     def _parse(self, row: BatchRow, status: int, body: bytes) -> BatchResult:
-        text = without_secrets(body[:SHOWN].decode("utf-8", "replace"))
+        text = without_secrets(body.decode("utf-8", "replace"))[:SHOWN]
         is_own_model = row.body is not None and "model" in row.body and status == 404
         if (status in REFUSED_STATUS and not is_own_model) or status // 100 == 3:
             fix = f"correct --endpoint or --model, or put a valid key into the variable {KEY}"

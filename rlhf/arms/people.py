@@ -19,6 +19,9 @@ from rlhf.feedback.project import is_project, is_tie
 from rlhf.feedback.records import Answer, Item
 from rlhf.feedback.snapshot import read_snapshot
 
+_AMBIGUOUS = object()
+"""In the place of a match: several arms gave a text."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PeoplesVotes:
@@ -30,6 +33,8 @@ class PeoplesVotes:
     votes: int
     unmatched: int
     """Voted items of the project that are not of this comparison."""
+    ambiguous: int
+    """Voted items of this comparison with a text that several arms gave, and no policy that names one of them."""
 
 
 def read_votes(path: str, arms: Arms) -> PeoplesVotes:
@@ -45,11 +50,11 @@ def read_votes(path: str, arms: Arms) -> PeoplesVotes:
     index = {item.prompt: number for number, item in enumerate(arms.items)}
     found: dict[str, PairOutcome] = {}
     preferences: list[ArmPreference] = []
-    unmatched, votes = set[str](), 0
+    unmatched, ambiguous, votes = set[str](), set[str](), 0
     for outcome in aggregated.outcomes:
         matched = _match(outcome.item, arms, index)
-        if matched is None:
-            unmatched.add(outcome.item.id)
+        if not isinstance(matched, tuple):
+            (ambiguous if matched is _AMBIGUOUS else unmatched).add(outcome.item.id)
             continue
         item, first, second = matched
         tie = is_tie(outcome)
@@ -61,24 +66,36 @@ def read_votes(path: str, arms: Arms) -> PeoplesVotes:
             winner, loser = (first, second) if outcome.first_wins else (second, first)
             preferences.append(ArmPreference(item=item, winner=winner, loser=loser))
     if not found:
-        why = f"none of its {len(unmatched)} voted items has a prompt of the items and answers of two arms"
+        if ambiguous:
+            why = f"of {len(ambiguous):,} voted items two arms gave this text, and the vote names no policy"
+            fix = "name the arm as the policy of each answer, or compare arms whose answers differ"
+            raise UserError(f"votes: no vote of '{path}' is of one arm against another", why, fix)
+        why = f"none of its {len(unmatched):,} voted items has a prompt of the items and answers of two arms"
         raise UserError(f"votes: '{path}' has no vote on this comparison", why, "let people compare these answers")
     return PeoplesVotes(
-        preferences=tuple(preferences), outcomes=tuple(found.values()), votes=votes, unmatched=len(unmatched)
+        preferences=tuple(preferences),
+        outcomes=tuple(found.values()),
+        votes=votes,
+        unmatched=len(unmatched),
+        ambiguous=len(ambiguous),
     )
 
 
-def _match(item: Item, arms: Arms, index: Mapping[str, int]) -> tuple[int, int, int] | None:
-    """Item and both arms of a project's item; None if it is of another comparison."""
+def _match(item: Item, arms: Arms, index: Mapping[str, int]) -> tuple[int, int, int] | object | None:
+    """Item and both arms of a project's item; None if it is of another comparison, ``_AMBIGUOUS`` if an arm is open."""
     number = index.get(canonical_prompt(item.prompt))
     if number is None:
         return None
-    first, second = (_arm_of(answer, number, arms) for answer in item.answers)
-    return None if first is None or second is None or first == second else (number, first, second)
+    first, second = (_arms_of(answer, number, arms) for answer in item.answers)
+    if not first or not second:
+        return None
+    if len(first) > 1 or len(second) > 1:
+        return _AMBIGUOUS
+    return None if first == second else (number, first[0], second[0])
 
 
-def _arm_of(answer: Answer, item: int, arms: Arms) -> int | None:
-    """The arm that gave an answer to an item; None if none did, or several with another ``policy`` did."""
+def _arms_of(answer: Answer, item: int, arms: Arms) -> list[int]:
+    """The arms that gave an answer to an item; of several, the one that ``policy`` names."""
     given = [i for i, arm in enumerate(arms.arms) if answer.text.strip() in arm.answers[item][:1]]
     named = [i for i in given if arms.names[i] == answer.policy]
-    return (named or given)[0] if named or len(given) == 1 else None
+    return named or given

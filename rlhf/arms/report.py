@@ -22,7 +22,7 @@ from rlhf.evaluation.chat_endpoint import Usage
 from rlhf.evaluation.judge import PairJudgements, PairResult, summarise_pairs
 from rlhf.evaluation.length_control import LengthControl, length_controlled
 from rlhf.evaluation.metric_table import ArmResult, summarise
-from rlhf.evaluation.power import POWER, design_effect, prompts_needed
+from rlhf.evaluation.power import POWER, PromptsNeeded, prompts_for
 from rlhf.storage.jsonl import json_safe
 from rlhf.types import Int64
 
@@ -70,6 +70,8 @@ class ComparisonReport:
     """What the table is made of, for a gate."""
     academic: tuple[TaskResult, ...] = ()
     """Results of ``lm_eval``."""
+    ambiguous_votes: int = 0
+    """Voted items with a text that several arms gave, and no policy that names one of them."""
 
     def as_json(self) -> dict[str, Any]:
         """The report as JSON values; ``agreement`` holds ``can_gate`` and ``why_not`` for a later gate."""
@@ -112,6 +114,7 @@ def report(
         agreement=tuple(measure_agreement(scores, preferences, clusters.tolist()) for scores in measured.scores),
         votes=people.votes if people else 0,
         unmatched_votes=people.unmatched if people else 0,
+        ambiguous_votes=people.ambiguous if people else 0,
         usage=usage,
         values=_values(arms, measured),
         academic=academic,
@@ -120,17 +123,15 @@ def report(
 
 def needed_prompts(
     arms: Arms, measured: Measured, difference: float, power: float = POWER
-) -> dict[str, dict[str, int]]:
+) -> dict[str, dict[str, PromptsNeeded]]:
     """Prompts that a ``difference`` from the base needs, by metric and arm, from this run's deviations."""
-    found: dict[str, dict[str, int]] = {}
+    found: dict[str, dict[str, PromptsNeeded]] = {}
     for scores in measured.scores:
         for i, arm in enumerate(arms.names):
             paired = scores.values[:, i] - scores.values[:, arms.base]
             is_known = ~np.isnan(paired)
             if i != arms.base and is_known.sum() > 1:
-                effect = design_effect(paired[is_known], arms.clusters[is_known])
-                deviation = float(paired[is_known].std(ddof=1))
-                needed = prompts_needed(difference, deviation, design_effect=effect, power=power)
+                needed = prompts_for(paired[is_known], arms.clusters[is_known], difference, power)
                 found.setdefault(scores.name, {})[arm] = needed
     return found
 

@@ -25,6 +25,8 @@ JUDGE_METRICS = ("judge_win_rate", "judge_score")
 OTHER_METRICS = ("consistency", "length")
 METRICS = (*TEXT_METRICS, *JUDGE_METRICS, *RETRIEVAL_METRICS, *OTHER_METRICS)
 DEFAULT_METRICS = ("rouge1", "rougeL", "chrf", "length")
+_EMBEDDED = {"answer_relevancy", "answer_correctness"}
+"""Metrics that need ``judge.embedding_model``."""
 FILES = ("items", "arms", "votes", "train", "cache")
 """Keys with names of files."""
 PERHAPS_FILES = ("scorers", "bert_score.model", "lm_eval.models", "lm_eval.folder")
@@ -103,6 +105,14 @@ def _problems(config: ComparisonConfig) -> Iterable[UserError]:
         yield UserError(f"metrics has {unknown[0]!r}", fix=f"the metrics are {', '.join(METRICS)}")
     if "bert_score" in config.metrics and config.bert_score is None:
         yield UserError("bert_score needs an encoder", fix="set bert_score.model and bert_score.layers")
+    if not (config.metrics or config.scores or config.scorers or config.lm_eval):
+        yield UserError("nothing to measure", "metrics is empty", "name metrics, scores or scorers")
+    if (
+        config.judge is not None
+        and config.judge.embedding_model is None
+        and (embedded := _EMBEDDED & {*config.metrics})
+    ):
+        yield UserError(f"{min(embedded)} compares embeddings", "no model makes them", "set judge.embedding_model")
     if config.judge is None and (asked := {*JUDGE_METRICS, *RETRIEVAL_METRICS} & {*config.metrics}):
         yield UserError(f"{min(asked)} needs a judge", fix="set judge.url and judge.model")
     names = Counter((*config.metrics, *config.scores, *config.scorers))

@@ -32,6 +32,8 @@ MOST_PROCESSES = 1_000_000
 MOST_WEIGHT = 1e6
 """Largest factor of a part of the loss or the score: beyond it, single precision loses the other parts."""
 PART_NAME = re.compile(r"[A-Za-z0-9_-]{1,60}")
+VARIABLE_NAME = re.compile(r"[A-Z_][A-Z0-9_]{0,59}")
+"""Capitals only: a key that is given in the place of the name has other characters."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field,))
@@ -87,6 +89,14 @@ def _part_name(name: str) -> str:
     return name
 
 
+def _variable_name(name: str) -> str:
+    if not VARIABLE_NAME.fullmatch(name):
+        why = "it has other characters than capitals, digits and underscores; it is not shown, since it may be a key"
+        fix = "put the key into an environment variable, and its name here, such as RLHF_JUDGE_KEY"
+        raise RuleError([UserError(f"{HERE} is no name of an environment variable", why, fix)])
+    return name
+
+
 def _metric_name(name: str) -> str:
     if not unknown_metrics([{name: 0.0}]):
         return name
@@ -133,6 +143,7 @@ OffSwitch = BeforeValidator(_off)
 """Validator before a ``Literal`` with the option ``off``."""
 Texts = Annotated[tuple[StrictStr, ...], BeforeValidator(_sequence)]
 PartName = Annotated[StrictStr, AfterValidator(_part_name)]
+VariableName = Annotated[StrictStr, AfterValidator(_variable_name)]
 MetricName = Annotated[StrictStr, AfterValidator(_metric_name)]
 ServiceUrl = Annotated[StrictStr, AfterValidator(_service("http://127.0.0.1:8000/v1"))]
 """Address of an OpenAI-compatible service, up to ``/v1``."""

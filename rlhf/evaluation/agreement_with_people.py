@@ -18,6 +18,8 @@ from rlhf.evaluation.intervals import effective_size, wilson_interval
 from rlhf.evaluation.metric_table import MetricScores
 
 CHANCE = 0.5
+LEAST_PREFERENCES = 20
+"""Of people, for a metric that gates: with 4, one in 15 metrics of pure noise agrees."""
 MOST_FAILED = 0.05
 """Largest fraction of the compared answers on which a metric that gates may have failed."""
 
@@ -63,12 +65,13 @@ class MetricAgreement:
     def why_not(self) -> str:
         """Why the metric cannot gate; empty if it can."""
         if self.failed > MOST_FAILED * (self.preferences + self.failed):
-            return f"it failed on {self.failed} of {self.preferences + self.failed} answers that people compared"
+            return f"it failed on {self.failed:,} of {self.preferences + self.failed:,} answers that people compared"
         if self.verdict is Verdict.AGREES:
-            return ""
+            few = f"people have {self.preferences} preferences between its answers, and {LEAST_PREFERENCES} are needed"
+            return few if self.preferences < LEAST_PREFERENCES else ""
         if self.accuracy is None:
             return "people voted on no two answers of this run"
-        interval = f"{self.accuracy:.2f} [{self.low:.2f}, {self.high:.2f}] of {self.preferences}"
+        interval = f"{self.accuracy:.2f} [{self.low:.2f}, {self.high:.2f}] of {self.preferences:,}"
         if self.verdict is Verdict.INVERTED:
             return f"it prefers the answers that people reject: accuracy {interval}"
         return f"its agreement with people could be chance: accuracy {interval}"

@@ -41,8 +41,8 @@ class ArmStrength:
     """None if no comparison leads from the arm to the base."""
     low: float | None
     high: float | None
-    """Ends of the 95% percentile interval; None if all resamples give one value, as for the base, or an arm that always
-    wins."""
+    """Ends of the 95% percentile interval; None for the base, if all resamples give one value, or if the outcomes bound
+    the strength on one side only, as of an arm that always wins: the ridge alone keeps it finite then."""
 
 
 def rank_arms(
@@ -68,8 +68,11 @@ def rank_arms(
     strength = strength - strength[base]
     resampled = fit_strengths(np.einsum("bg,gij->bij", drawn.astype(np.float64), wins))
     low, high = np.percentile(resampled - resampled[:, [base]], [2.5, 97.5], axis=0)
-    linked = _linked(first, second, len(arms), base)
-    has_interval = linked & (high - low > 1e-9)
+    wins_of_all = wins.sum(0)
+    linked = _reached(wins_of_all + wins_of_all.T, base)
+    # Ford 1957, Am. Math. Mon. 64, 28-33: a difference is finite if wins lead from either arm to the other.
+    is_bounded = _reached(wins_of_all, base) & _reached(wins_of_all.T, base)
+    has_interval = is_bounded & (high - low > 1e-9)
     return tuple(
         ArmStrength(
             arm=arm,
@@ -112,11 +115,11 @@ def _wins_by_cluster(first: Int64, second: Int64, value: Float64, clusters: Int6
     return wins
 
 
-def _linked(first: Int64, second: Int64, arms: int, base: int) -> Bool:
-    """Whether comparisons lead from each arm to the base."""
-    reached = {base}
+def _reached(wins: Float64, base: int) -> Bool:
+    """(A,) whether wins lead from the base to each arm, over others."""
+    reached = np.arange(len(wins)) == base
     while True:
-        more = {int(b) for a, b in zip((*first, *second), (*second, *first)) if a in reached} - reached
-        if not more:
-            return np.array([arm in reached for arm in range(arms)])
-        reached |= more
+        more = reached | (wins[reached] > 0).any(0)
+        if (more == reached).all():
+            return reached
+        reached = more

@@ -1,7 +1,7 @@
 """Client of an OpenAI-compatible service: structured chat replies and embeddings, with a cache on disk.
 
 Failures are results here: a question whose reply could not be had, or is not what the schema asks for, has a reason and
-no content, and whoever asked counts it. Only a service that refuses everything is an error. Only useful replies are
+no content, and whoever asked counts it. Only a service that gives nothing useful is an error. Only useful replies are
 cached, so that the same command asks failed questions again, and nothing else.
 """
 
@@ -12,6 +12,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,7 @@ import httpx
 import jsonschema
 from tenacity import AsyncRetrying, RetryCallState, RetryError, retry_if_exception_type
 
-from rlhf.config.fields import Count, CountOrZero, Seconds, ServiceUrl, Temperature, section
+from rlhf.config.fields import Count, CountOrZero, Seconds, ServiceUrl, Temperature, VariableName, section
 from rlhf.errors import MachineryError, UserError
 from rlhf.evaluation.reply_cache import ReplyCache, content_key
 from rlhf.http_retries import IDLE_SECONDS, TransientError, bearer, post, seconds_to_wait
@@ -45,8 +46,8 @@ class ServiceConfig:
     """Name of the model that judges."""
     embedding_model: str | None = None
     """Name of the model that embeds texts, for answer relevancy and answer correctness."""
-    key_variable: str = "RLHF_JUDGE_KEY"
-    """Environment variable that holds the key. The key is sent and never written."""
+    key_variable: VariableName = "RLHF_JUDGE_KEY"
+    """Environment variable that holds the key, in capitals. The key is sent and never written."""
     temperature: Temperature = 0.0
     """Sampling temperature of the judge."""
     max_tokens: Count = 1024
@@ -76,6 +77,8 @@ class Reply:
     content: Any = None
     """What the schema describes, or a vector; None after a failure."""
     failure: str = ""
+    is_answered: bool = False
+    """Of a failure: the service did answer, and not as it was asked to."""
 
 
 @dataclass(kw_only=True)
@@ -116,7 +119,7 @@ class ChatEndpoint:
         """Reply to each question; equal questions are asked once.
 
         Raises:
-            UserError: the service refuses the key, the model or the address.
+            UserError: the service refuses the key, the model or the address, or answers nothing as it is asked to.
             MachineryError: no question got a reply.
         """
         return self._run("chat/completions", [self._chat_body(q) for q in questions], [q.schema for q in questions])
@@ -131,7 +134,11 @@ class ChatEndpoint:
             what = "answer relevancy and answer correctness compare embeddings"
             raise UserError(what, "no model is named that makes them", "set judge.embedding_model")
         bodies = [{"model": self.config.embedding_model, "input": text} for text in texts]
-        return _of_one_size(self._run("embeddings", bodies, [None] * len(texts)))
+        found = _of_one_size(self._run("embeddings", bodies, [None] * len(texts)))
+        for body, reply in zip(bodies, found):
+            if reply.failure and self._cache is not None:
+                self._cache.forget(self._hash("embeddings", body))
+        return found
 
     def _chat_body(self, question: JudgeQuestion) -> dict[str, Any]:
         shape = {"name": question.name, "strict": True, "schema": dict(question.schema)}
@@ -146,15 +153,28 @@ class ChatEndpoint:
     def _run(
         self, path: str, bodies: Sequence[dict[str, Any]], schemas: Sequence[Mapping[str, Any] | None]
     ) -> list[Reply]:
-        keys = [content_key([without_secrets(self.config.url), path, body]) for body in bodies]
+        keys = [self._hash(path, body) for body in bodies]
         found = {key: reply for key, schema in zip(keys, schemas) if (reply := self._cached(key, schema)) is not None}
         self.usage.cached += len(found)
         asked = {key: (body, schema) for key, body, schema in zip(keys, bodies, schemas) if key not in found}
         new = self._loop.run(self._request_all(path, asked))
         self.usage.failures += sum(bool(reply.failure) for reply in new.values())
         if new and all(reply.failure for reply in new.values()) and not found:
-            raise MachineryError(f"{self.name} gave no reply; last failure: {[*new.values()][-1].failure}")
+            raise self._nothing_useful(path, [*new.values()])
         return [(found | new)[key] for key in keys]
+
+    def _nothing_useful(self, path: str, replies: Sequence[Reply]) -> UserError | MachineryError:
+        """The error of a service that gave failures only."""
+        if all(reply.is_answered for reply in replies):
+            fix = "the service must support response_format json_schema; vLLM does"
+            if path == "embeddings":
+                fix = "name a model of embeddings in judge.embedding_model"
+            return UserError(f"{self.name} answered no request as it was asked to", replies[-1].failure, fix)
+        reply = "useful reply" if any(reply.is_answered for reply in replies) else "reply"
+        return MachineryError(f"{self.name} gave no {reply}; last failure: {replies[-1].failure}")
+
+    def _hash(self, path: str, body: Mapping[str, Any]) -> str:
+        return content_key([without_secrets(self.config.url), path, body])
 
     def _cached(self, key: str, schema: Mapping[str, Any] | None) -> Reply | None:
         """The reply of the cache; None if it has none, or one of another shape."""
@@ -210,23 +230,24 @@ class ChatEndpoint:
 
     def _parse(self, answer: tuple[int, bytes], schema: Mapping[str, Any] | None) -> Reply:
         status, body = answer
-        text = self._hide(body[:SHOWN].decode("utf-8", errors="replace"))
+        # Hidden before it is cut: a part of the key would no longer be recognised.
+        text = self._hide(body.decode("utf-8", errors="replace"))[:SHOWN]
         self.usage.calls += 1
         if status in REFUSED_STATUS or status // 100 == 3:
             fix = f"correct url or model, or put a valid key into the variable {self.config.key_variable}"
             raise UserError(f"{self.name} refuses requests with HTTP {status}", text, fix)
         if status // 100 != 2:
-            return Reply(failure=f"HTTP {status}: {text}")
+            return Reply(failure=f"HTTP {status}: {text}", is_answered=True)
         try:
             return Reply(content=self._content(json.loads(body), schema))
         except (*_MALFORMED, jsonschema.ValidationError) as error:
-            return Reply(failure=self._hide(f"{type(error).__name__} in the reply {text!r}"))
+            return Reply(failure=self._hide(f"{type(error).__name__} in the reply {text!r}"), is_answered=True)
 
     def _content(self, answer: Any, schema: Mapping[str, Any] | None) -> Any:
         """What a reply holds, checked; whatever is not as it should be raises."""
-        usage = answer.get("usage") or {}
-        self.usage.prompt_tokens += int(usage.get("prompt_tokens") or 0)
-        self.usage.completion_tokens += int(usage.get("completion_tokens") or 0)
+        with suppress(*_MALFORMED):  # a good reply is good without its price
+            self.usage.prompt_tokens += int(answer["usage"]["prompt_tokens"])
+            self.usage.completion_tokens += int(answer["usage"]["completion_tokens"])
         if schema is None:
             return _checked(answer["data"][0]["embedding"], schema)
         return _checked(json.loads(answer["choices"][0]["message"]["content"]), schema)
@@ -242,7 +263,7 @@ def _of_one_size(vectors: list[Reply]) -> list[Reply]:
     if len(sizes) < 2:
         return vectors
     usual = sizes.most_common(1)[0][0]
-    failed = Reply(failure=f"a vector of another size than {usual}")
+    failed = Reply(failure=f"a vector of another size than {usual}", is_answered=True)
     return [reply if reply.failure or len(reply.content) == usual else failed for reply in vectors]
 
 
@@ -251,6 +272,8 @@ def _checked(content: Any, schema: Mapping[str, Any] | None) -> Any:
     if schema is not None:
         jsonschema.Draft202012Validator(dict(schema)).validate(content)
         return content
+    if not isinstance(content, list) or not all(type(value) in (int, float) for value in content):
+        raise TypeError("no list of numbers")
     vector = [float(value) for value in content]
     if not vector or not all(map(math.isfinite, vector)):
         raise ValueError("no finite numbers")

@@ -6,6 +6,8 @@ Two things differ. The paper's third term, the difficulty of each instruction, i
 and is left out here, where the items are the user's own. And the paper learns the effect of length from clones of the
 base that are known to be only longer or shorter; here an arm whose answers are nearly always longer (or shorter) is
 flagged, because nothing in its data separates length from quality, and what length can explain counts as length.
+Flagged too is an arm whose every outcome the regression explains, as by a judge that decides by length alone: then the
+priors alone keep the effects finite (Albert and Anderson 1984, Biometrika 71, 1-10).
 
 Shapes: n pairs, B resamples.
 """
@@ -28,7 +30,9 @@ LEAST_OVERLAP = 0.05
 LENGTH_SPREAD = 100.0
 """Of the prior of the effect of length: only keeps it finite."""
 RESAMPLES = 400
-_STEPS = 30
+_STEPS, _HALVINGS = 200, 30
+_TOLERANCE = 1e-9
+"""Slope of the mean loss at which a fit has converged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +42,17 @@ class LengthControl:
     win_rate: float
     low: float | None
     high: float | None
-    """None if ``is_confounded``: resampling cannot say how wrong the assumption is."""
+    """None if ``is_confounded``, since resampling cannot say how wrong the assumption is, or if ``is_separated``, since
+    resamples differ as little as the priors."""
     raw: float
     """Win rate without the control."""
     length_effect: float
     """Coefficient of tanh(Δ/σ_Δ), in logits; positive if the judge prefers longer answers."""
     is_confounded: bool
     """The arm's answers are nearly always longer, or nearly always shorter: the number rests on an assumption."""
+    is_separated: bool
+    """Every outcome follows from the difference of lengths, or all are wins, or all losses: the number is the
+    priors'."""
 
 
 def length_controlled(
@@ -66,23 +74,29 @@ def length_controlled(
     overlap = min(float((difference <= 0).mean()), float((difference >= 0).mean()))
     is_confounded = overlap < LEAST_OVERLAP
     spread = SPREAD_IF_CONFOUNDED if is_confounded else SPREAD
-    drawn = fit(value, shift, _resampled(np.asarray(clusters)[is_known], seed, resamples), spread)
     arm, length = fit(value, shift, np.ones((1, len(value))), spread)[0]
-    low, high = np.percentile(expit(drawn[:, 0]), [2.5, 97.5])
+    is_separated = _is_separated(value, shift)
+    low: float | None = None
+    high: float | None = None
+    if not is_confounded and not is_separated:
+        drawn = fit(value, shift, _resampled(np.asarray(clusters)[is_known], seed, resamples), spread)
+        low, high = (float(end) for end in np.percentile(expit(drawn[:, 0]), [2.5, 97.5]))
     return LengthControl(
         win_rate=float(expit(arm)),
-        low=None if is_confounded else float(low),
-        high=None if is_confounded else float(high),
+        low=low,
+        high=high,
         raw=float(value.mean()),
         length_effect=float(length),
         is_confounded=is_confounded,
+        is_separated=is_separated,
     )
 
 
 def fit(value: Float64, shift: Float64, weights: Float64, spread: float) -> Float64:
     """(B, 2) effects θ of the arm and φ of length that minimise the weighted cross-entropy of σ(θ + φ · shift).
 
-    Newton's method; the loss is convex, and the priors' ridges make its curvature positive.
+    Newton's method; the loss is convex, and the priors' ridges make its curvature positive. Steps that would raise the
+    loss are halved, and no step is limited: on separated data the effect of length is large.
 
     Args:
         value, shift: (n,) outcomes in [0, 1] and tanh(Δ/σ_Δ).
@@ -92,13 +106,42 @@ def fit(value: Float64, shift: Float64, weights: Float64, spread: float) -> Floa
     design = np.column_stack([np.ones_like(shift), shift])
     ridge = np.array([spread**-2, LENGTH_SPREAD**-2])
     effects = np.zeros((len(weights), 2))
+    total = np.maximum(weights.sum(1), 1.0)
     for _ in range(_STEPS):
         expected = expit(effects @ design.T)
         slope = (weights * (expected - value)) @ design + ridge * effects
+        is_left = np.abs(slope).max(1) > _TOLERANCE * total
+        if not is_left.any():
+            break
         curve = np.einsum("bn,ni,nj->bij", weights * expected * (1 - expected), design, design) + np.diag(ridge)
-        step = np.linalg.solve(curve, slope[..., None])[..., 0]
-        effects = effects - np.clip(step, -2.0, 2.0)
+        step = np.linalg.solve(curve, slope[..., None])[..., 0] * is_left[:, None]
+        before = _loss(effects, value, design, weights, ridge)
+        for _ in range(_HALVINGS):
+            is_worse = _loss(effects - step, value, design, weights, ridge) > before * (1 + 1e-12)
+            if not is_worse.any():
+                break
+            step[is_worse] /= 2
+        effects = effects - step
     return effects
+
+
+def _loss(effects: Float64, value: Float64, design: Float64, weights: Float64, ridge: Float64) -> Float64:
+    """(B,) weighted cross-entropy with the ridges."""
+    logit = effects @ design.T
+    loss = (weights * (np.logaddexp(0.0, logit) - value * logit)).sum(1) + (ridge * effects**2).sum(1) / 2
+    return np.asarray(loss)
+
+
+def _is_separated(value: Float64, shift: Float64) -> bool:
+    """Whether some θ and φ predict every outcome: one limit of the shift parts what was won from what was lost.
+
+    Outcomes between 0 and 1 are on both sides, so that they must lie at the limit itself.
+    """
+    won, lost = shift[value > 0], shift[value < 1]
+    if not len(won) or not len(lost):
+        return True
+    is_parted = won.min() >= lost.max() or won.max() <= lost.min()
+    return bool(is_parted and shift.min() < shift.max())
 
 
 def _resampled(clusters: Int64, seed: int, resamples: int) -> Float64:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,6 +13,16 @@ from rlhf.evaluation.intervals import effective_size
 
 POWER = 0.8
 LEVEL = 0.05
+LEAST_DIFFERENCE = 1e-12
+"""Smaller ones are below the rounding of any metric."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptsNeeded:
+    """A number of prompts, or the reason why it is not known."""
+
+    count: int | None
+    reason: str = ""
 
 
 def prompts_needed(
@@ -29,6 +40,22 @@ def prompts_needed(
     """
     z = ndtri(1 - level / 2) + ndtri(power)
     return max(2, math.ceil(design_effect * (z * deviation / difference) ** 2 - 1e-9))
+
+
+def prompts_for(differences: ArrayLike, clusters: ArrayLike, difference: float, power: float = POWER) -> PromptsNeeded:
+    """Prompts that a ``difference`` needs, by the deviation of measured differences (n,), n ≥ 2, and their clusters."""
+    array = np.asarray(differences, dtype=np.float64)
+    if (array == array[0]).all():
+        return PromptsNeeded(count=None, reason="no difference varies")
+    with np.errstate(over="ignore", invalid="ignore"):
+        deviation = float(array.std(ddof=1))
+    try:
+        # Of scaled differences, whose squares are finite; the design effect is of no unit.
+        effect = design_effect(array / np.abs(array).max(), clusters)
+        count = prompts_needed(difference, deviation, design_effect=effect, power=power)
+    except (OverflowError, ValueError):  # math.ceil raises either for what is not finite
+        return PromptsNeeded(count=None, reason="the differences vary too much")
+    return PromptsNeeded(count=count)
 
 
 def win_rate_deviation(rate: float, ties: float) -> float:

@@ -13,7 +13,10 @@ from rlhf.storage.jsonl import append_line, read_lines
 
 
 class ReplyCache:
-    """An append-only file of JSON lines ``{"key", "content"}``. It holds replies, and no question, address or key."""
+    """An append-only file of JSON lines ``{"key", "content"}``. It holds replies, and no question, address or key.
+
+    Processes may share it: what one keeps, others read when they start. The last line of a key is the valid one.
+    """
 
     def __init__(self, path: Path) -> None:
         """Read the cache; the file need not exist.
@@ -26,7 +29,8 @@ class ReplyCache:
             fix = "name a file in an existing folder"
             raise UserError(f"cache: '{path}' cannot be written", "replies that are paid for would be lost", fix)
         self._path = path
-        self._replies: dict[str, Any] = {str(row.get("key")): row.get("content") for row in read_lines(path)}
+        replies = {str(row.get("key")): row.get("content") for row in read_lines(path)}
+        self._replies: dict[str, Any] = {key: content for key, content in replies.items() if content is not None}
 
     def __len__(self) -> int:
         """Number of replies."""
@@ -40,6 +44,12 @@ class ReplyCache:
         """Keep a reply; it is in the file on return."""
         append_line(self._path, {"key": key, "content": content})
         self._replies[key] = content
+
+    def forget(self, key: str) -> None:
+        """Have a question asked again, if its reply is known: a line without content is appended."""
+        if key in self._replies:
+            append_line(self._path, {"key": key, "content": None})
+            del self._replies[key]
 
 
 def content_key(asked: Any) -> str:

@@ -154,7 +154,8 @@ class Endpoint:
         return status, body
 
     def _parse(self, request: _Request, status: int, body: bytes) -> np.ndarray:
-        text = body[:200].decode("utf-8", errors="replace")
+        # Hidden before it is cut: a part of the token would no longer be recognised.
+        text = without_secrets(body.decode("utf-8", errors="replace"))[:200]
         if status // 100 == 3:
             raise self._refusal(
                 request, f"HTTP {status}", "redirects are not followed, because they could lead to any host"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rlhf.errors import UserError
+from rlhf.storage.locking import locked
 from rlhf.storage.reading import damaged
 
 _BLOCK_BYTES = 64 * 2**10
@@ -41,12 +42,14 @@ def to_line(row: Mapping[str, Any]) -> str:
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
     """Append one line to ``path``; on return the kernel has it, so that a killed run loses no line.
 
-    An incomplete last line of a killed run is removed first.
+    An incomplete last line of a killed run is removed first. The file is locked meanwhile: a line that another process
+    is still writing is incomplete too.
     """
     line = to_line(row)
-    with path.open("ab+") as file:
+    with path.open("ab+") as file, locked(file):
         _cut_torn_line(file)
         file.write(line.encode())
+        file.flush()
 
 
 def read_lines(path: Path, size: int | None = None) -> list[dict[str, Any]]:

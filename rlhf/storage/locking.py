@@ -20,8 +20,11 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF)
 """Errors of file systems without locks, for example Lustre mounted without ``flock``; EBADF: of folders, on NFS."""
 
 
-def try_lock(handle: int | IO[str] | IO[bytes]) -> bool | None:
-    """Lock an open file or folder (``flock``) until it is closed, without waiting.
+def try_lock(handle: int | IO[str] | IO[bytes], *, waits: bool = False) -> bool | None:
+    """Lock an open file or folder (``flock``) until it is closed.
+
+    Args:
+        waits: wait for as long as another process holds the lock.
 
     Returns:
         Whether that succeeded; None if the file system has no locks.
@@ -30,7 +33,7 @@ def try_lock(handle: int | IO[str] | IO[bytes]) -> bool | None:
         OSError: of the file system.
     """
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
@@ -38,6 +41,23 @@ def try_lock(handle: int | IO[str] | IO[bytes]) -> bool | None:
             raise
         return None
     return True
+
+
+@contextmanager
+def locked(handle: IO[bytes]) -> Iterator[None]:
+    """Context in which an open file is locked, if its file system has locks; waits for other processes.
+
+    For writes of milliseconds. The lock is given back explicitly: a process that was forked meanwhile shares it.
+
+    Raises:
+        OSError: of the file system.
+    """
+    is_locked = try_lock(handle, waits=True)
+    try:
+        yield
+    finally:
+        if is_locked:
+            fcntl.flock(handle, fcntl.LOCK_UN)
 
 
 @contextmanager

@@ -81,11 +81,11 @@ class Console:
         self._stream.write(text + "\n")
 
     def summary(self, title: str, rows: Mapping[str, Number]) -> None:
-        """Print a table of names and values."""
-        table = Table(title=Text(plain_text(title), style="bold"), title_justify="left", show_header=False)
+        """Print a table of names and values below its title, which may be wider."""
+        table = Table(show_header=False)
         for name, value in rows.items():
             table.add_row(Text(plain_text(name)), Text(plain_text(format_number(value))))
-        _write(self._stream, lambda: self._rich.print(table))
+        _write(self._stream, lambda: self._rich.print(Text(plain_text(title), style="bold"), table, sep="\n"))
 
     def side_by_side(self, prompt: str, before: str, after: str) -> None:
         """Print a prompt, and the two answers below it in two columns."""

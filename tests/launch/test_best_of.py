@@ -123,10 +123,26 @@ def test_a_prompt_without_a_finished_answer_is_left_out(
 ) -> None:
     rows = choose(root, monkeypatch, [LENGTH] * 3 + [LENGTH, STOP, STOP], "one.jsonl")
     assert [row["completion"] for row in rows] == ["text 5"]
-    assert "prompts without a finished answer, left out" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "prompts without a finished answer, left out" in printed
+    assert "not known: prompts were left out" in printed and "warning" not in printed  # half of the prompts
     with pytest.raises(UserError, match=r"none of 6 answers is finished and has a score"):
         choose(root, monkeypatch, [LENGTH] * 6, "none.jsonl")
     assert not (root / "none.jsonl").exists()
+
+
+def test_most_prompts_without_a_finished_answer_are_a_warning(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "three.jsonl").write_text('{"prompt": "One"}\n{"prompt": "Two"}\n{"prompt": "Three"}\n')
+    monkeypatch.setattr(launch.best_of, "score_answers", lambda *_: np.zeros(6, dtype=np.float32))
+    reasons = [LENGTH] * 5 + [STOP]
+    monkeypatch.setattr(launch.best_of, "sample_answers", lambda _s, _m, prompts, n, *_: answered(prompts, n, reasons))
+    generate_best_of(
+        read_best_of(session(root), str(root / "policy"), str(root / "three.jsonl"), str(root / "few.jsonl"), 2)
+    )
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "warning: 2 of 3 prompts have no finished answer; raise rollout.max_response_length" in printed
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,11 @@ from launch.cli import main
 from rlhf import http_retries
 from rlhf.feedback.records import Answer, Choice
 from tests.rlhf.arms.comparison_files import write_comparison, write_votes
-from tests.rlhf.evaluation.judge_service import judging, pick, tagged
+from tests.rlhf.evaluation.judge_service import Rule, judging, pick, tagged
 
 ROOT = Path(__file__).parents[3]
 N = 30
+JUDGE = "judge={{url: 'http://127.0.0.1:1/v1', model: m}}"
 KEY = "sk-9QmZx4Tt71LcVb2n"
 ITEMS = [
     {"prompt": f"Question {i}: what is worth seeing in town number {i * i}?", "reference": f"The castle on hill {i}"}
@@ -113,8 +114,37 @@ def test_without_votes_no_metric_may_gate(tmp_path: Path, capfd: pytest.CaptureF
     assert evaluate("--comparison", comparison(tmp_path), "--power", "0.1", "--out", tmp_path / "out.json") == 0
     report = json.loads((tmp_path / "out.json").read_text())
     assert {each["can_gate"] for each in report["agreement"]} == {False}
-    assert report["prompts_needed"]["rouge1"]["arm"] >= 2
+    assert report["prompts_needed"]["chrf"]["arm"] >= 2
     assert "cannot gate: people voted on no two answers of this run" in " ".join(capfd.readouterr().out.split())
+
+
+def test_equal_answers_need_an_unknown_number_of_prompts(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = write_comparison(tmp_path, ITEMS, {"base": BAD, "arm": BAD}, metrics=["length"])
+    assert evaluate("--comparison", path, "--power", "0.1", "--out", tmp_path / "out.json") == 0
+    assert json.loads((tmp_path / "out.json").read_text())["prompts_needed"] == {"length": {"arm": None}}
+    assert "not known: no difference varies" in " ".join(capfd.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        (lambda prompt: pick(True), "warning: the judge on arm: both orders agree in 0% of the pairs; use another"),
+        (
+            lambda prompt: prefer_the_castle(prompt) if "Question 1" in prompt else "no JSON",
+            "warning: judge_win_rate of arm: the judge failed on 19 of 30 items",
+        ),
+        (prefer_the_castle, ""),
+    ],
+)
+def test_a_judge_that_goes_by_position_or_fails_mostly_is_warned_of(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], rule: Rule, said: str
+) -> None:
+    with judging(rule) as service:
+        judge = {"url": f"http://127.0.0.1:{service.server_port}/v1", "model": "judge"}
+        path = comparison(tmp_path, metrics=["judge_win_rate"], judge=judge)
+        assert evaluate("--comparison", path) == 0
+    printed = " ".join(capfd.readouterr().out.split())
+    assert said in printed and ("warning" in printed) == bool(said)
 
 
 def test_lint_exits_with_1_and_names_rows(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -146,6 +176,9 @@ def test_power_alone_prints_sample_sizes(capfd: pytest.CaptureFixture[str]) -> N
         (["--lint"], "--lint has no effect with an evaluation without --comparison"),
         (["--power", "0.7"], "a win rate has at most 0.5 above chance"),
         (["--power", "-1"], "is no difference"),
+        (["--power", "1e-200"], "is below the rounding of any metric"),
+        (["--comparison", "{path}", "metrics=[]"], "nothing to measure why: metrics is empty"),
+        (["--comparison", "{path}", "metrics=[answer_relevancy]", JUDGE], "answer_relevancy compares embeddings"),
         (["--comparison", "{path}", "--reward-model", "m"], "--reward-model has no effect with --comparison"),
         (["--comparison", "{path}", "--lint", "--power", "0.1"], "--power has no effect with --lint"),
         (["--comparison", "{path}", "base=sft"], "base = 'sft' is no arm"),

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from launch.serve.batch_endpoint import WINDOW, EndpointBatch, EndpointJob
+from launch.serve.batch_endpoint import KEY, SHOWN, WINDOW, EndpointBatch, EndpointJob
+from rlhf.errors import UserError
 from rlhf.serving.batch_output import BatchOutput, inspect_input
 from rlhf.serving.batch_rows import BatchRow, parse_completion, read_batch
 from rlhf.storage.jsonl import read_lines
@@ -224,6 +225,18 @@ def test_memory_holds_a_window_of_rows_however_long_the_file_is(tmp_path: Path) 
         assert service.busiest <= 3
         assert output.finish().rows == 120
     assert ahead[0] <= WINDOW * 3
+
+
+def test_a_key_at_the_cut_of_a_message_is_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY, "hunter2hunter2hunter2")
+    given = write(tmp_path, [{"prompt": "q"}])
+    refusal = (401, {}, b"x" * (SHOWN - 9) + b"hunter2hunter2hunter2")
+    with serve(lambda *_: refusal) as service, BatchOutput(tmp_path / "out.jsonl", inspect_input(given), {}) as output:
+        url = f"http://127.0.0.1:{service.server_port}/v1"
+        job = EndpointJob(url=url, model="m", sampling={}, concurrency=1, retries=0, timeout_seconds=10.0)
+        with pytest.raises(UserError, match="HTTP 401") as caught:
+            asyncio.run(EndpointBatch(job).run(read_batch(given), output, lambda done: None))
+    assert "hunter2" not in str(caught.value) and "***" in str(caught.value)
 
 
 def test_an_input_that_changes_meanwhile_is_an_error_and_no_output(tmp_path: Path) -> None:

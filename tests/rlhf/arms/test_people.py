@@ -52,7 +52,13 @@ def test_votes_become_outcomes_of_arms(tmp_path: Path) -> None:
         PairOutcome(item=2, first=0, second=1, value=0.5),
         PairOutcome(item=3, first=1, second=2, value=1.0),
     )
-    assert (found.votes, found.unmatched) == (4, 3)
+    assert (found.votes, found.unmatched, found.ambiguous) == (4, 2, 1)
+
+
+def test_votes_on_a_text_of_two_arms_are_no_votes_on_another_comparison(tmp_path: Path) -> None:
+    path = write_votes(tmp_path / "votes.db", [("p3", Answer(text="same"), Answer(text="t3"), Choice.FIRST_MUCH)])
+    with pytest.raises(UserError, match="two arms gave this text, and the vote names no policy"):
+        read_votes(str(path), arms(tmp_path))
 
 
 def test_a_project_of_other_answers_and_another_file_are_refused(tmp_path: Path) -> None:

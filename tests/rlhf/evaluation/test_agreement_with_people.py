@@ -73,6 +73,15 @@ def test_failures_are_no_ties_and_too_many_close_the_gate() -> None:
     assert agreement(values, people).why_not == "it failed on 6 of 100 answers that people compared"
 
 
+@pytest.mark.parametrize("votes", [4, 19, 20])
+def test_a_few_preferences_open_no_gate(votes: int) -> None:
+    people = [ArmPreference(item=i, winner=0, loser=1) for i in range(votes)]
+    found = agreement(np.tile([1.0, 0.0], (votes, 1)), people)
+    assert found.verdict is Verdict.AGREES
+    expected = "" if votes == 20 else f"people have {votes} preferences between its answers, and 20 are needed"
+    assert found.why_not == expected
+
+
 def test_without_votes_nothing_may_gate() -> None:
     found = agreement(np.ones((3, 2)), [])
     assert (found.verdict, found.accuracy, found.low, found.high) == (Verdict.NO_VOTES, None, 0.0, 1.0)

@@ -38,6 +38,17 @@ def test_an_arm_that_was_not_compared_has_no_strength() -> None:
     assert found[1].strength is not None
 
 
+def test_an_arm_that_always_wins_has_no_interval_beside_others() -> None:
+    given = [*outcomes(1, 0, 49, 0), *outcomes(2, 0, 30, 19)]
+    base, winner, other = rank_arms(given, ("base", "winner", "other"), 0, range(50), seed=0, resamples=100)
+    assert winner.strength is not None and winner.strength > 3
+    assert (winner.low, winner.high, base.low) == (None, None, None)
+    assert other.low is not None and other.high is not None
+    # A loss against the other arm bounds it: the other arm loses to the base.
+    bounded = rank_arms([*given, *outcomes(1, 2, 5, 5)], ("base", "winner", "other"), 0, range(50), seed=0)
+    assert bounded[1].low is not None
+
+
 def test_the_base_may_be_any_arm() -> None:
     found = rank_arms(outcomes(1, 0, 75, 25), ("arm", "base"), 1, range(100), seed=0, resamples=5)
     assert [each.strength for each in found] == pytest.approx([-math.log(3), 0.0], abs=0.02)

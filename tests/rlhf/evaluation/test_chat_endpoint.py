@@ -8,7 +8,7 @@ import pytest
 
 from rlhf import http_retries
 from rlhf.errors import MachineryError, UserError
-from rlhf.evaluation.chat_endpoint import ChatEndpoint, JudgeQuestion
+from rlhf.evaluation.chat_endpoint import SHOWN, ChatEndpoint, JudgeQuestion
 from rlhf.evaluation.reply_cache import ReplyCache
 from tests.rlhf.evaluation.judge_service import Rule, config_of, judging
 
@@ -67,7 +67,6 @@ def test_a_second_run_makes_no_calls(tmp_path: Path) -> None:
     "reply",
     [
         *("no JSON", '{"n": "three"}', '{"m": 3}', '{"n": 3, "more": 1}', "[1]", b"nothing", (200, {}, b"[]")),
-        (200, {}, b'{"usage": {"prompt_tokens": 1e999}, "choices": [{"message": {"content": "{\\"n\\": 1}"}}]}'),
         (200, {}, b'{"usage": [], "choices": {}}'),
         (200, {}, b"\xff" * 50),
     ],
@@ -80,6 +79,22 @@ def test_a_malformed_reply_is_a_counted_failure_and_is_not_cached(reply: object,
     assert contents == [{"n": 1}, None]
     assert endpoint.usage.failures == 1
     assert len(ReplyCache(tmp_path / "replies.jsonl")) == 1
+
+
+@pytest.mark.parametrize("usage", [b"[]", b'"many"', b'{"prompt_tokens": 1e999}', b'{"prompt_tokens": [1]}', b"null"])
+def test_a_malformed_usage_leaves_the_reply_good(usage: bytes) -> None:
+    body = b'{"usage": ' + usage + b', "choices": [{"message": {"content": "{\\"n\\": 1}"}}]}'
+    contents, endpoint = asked(lambda prompt: (200, {}, body), ["a"])
+    assert (contents, endpoint.usage.failures, endpoint.usage.prompt_tokens) == ([{"n": 1}], 0, 0)
+
+
+@pytest.mark.parametrize("reply", ["no JSON", (400, {}, b"response_format is unknown")])
+def test_a_service_that_answers_nothing_as_asked_is_the_users_error(reply: object) -> None:
+    with pytest.raises(UserError, match="answered no request as it was asked to") as caught:
+        asked(lambda prompt: reply, ["a", "b"])
+    assert caught.value.fix == "the service must support response_format json_schema; vLLM does"
+    with judging(length, lambda text: []) as service, pytest.raises(UserError, match=r"judge\.embedding_model"):
+        ChatEndpoint(config_of(service)).embed(["a"])
 
 
 def test_what_may_pass_is_asked_again() -> None:
@@ -120,6 +135,25 @@ def test_the_key_is_sent_and_is_in_no_file_and_no_message(tmp_path: Path, monkey
     assert KEY not in (tmp_path / "replies.jsonl").read_text()
 
 
+@pytest.mark.parametrize("status", [400, 403])
+def test_a_key_at_the_cut_of_a_message_is_hidden_too(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_JUDGE", KEY)
+    body = b"x" * (SHOWN - 12) + KEY.encode() + b" is refused"
+
+    def rule(prompt: str) -> object:
+        return (status, {}, body) if prompt == "bad" else {"n": 1}
+
+    with judging(rule) as service:
+        endpoint = ChatEndpoint(config_of(service, key_variable="MY_JUDGE"))
+        if status == 403:
+            with pytest.raises(UserError) as caught:
+                endpoint.ask([question("bad")])
+            shown = str(caught.value)
+        else:
+            shown = endpoint.ask([question("good"), question("bad")])[1].failure
+    assert KEY[:6] not in shown and "***" in shown
+
+
 def test_embeddings_come_back_as_vectors_and_are_cached(tmp_path: Path) -> None:
     with judging(length, lambda text: [float(len(text)), 1.0]) as service:
         endpoint = ChatEndpoint(config_of(service), ReplyCache(tmp_path / "replies.jsonl"))
@@ -130,12 +164,26 @@ def test_embeddings_come_back_as_vectors_and_are_cached(tmp_path: Path) -> None:
             ChatEndpoint(config_of(service, embedding_model=None)).embed(["a"])
 
 
-@pytest.mark.parametrize("bad", [[], [float("nan"), 1.0], [1.0, 2.0, 3.0], ["1", None]])
+@pytest.mark.parametrize(
+    "bad", [[], [float("nan"), 1.0], [1.0, 2.0, 3.0], ["1", None], ["1", "2"], "12", [True, False]]
+)
 def test_a_vector_that_cannot_be_compared_is_a_failure(bad: list[float]) -> None:
     with judging(length, lambda text: bad if text == "bad" else [1.0, 2.0]) as service:
         replies = ChatEndpoint(config_of(service)).embed(["a", "bad", "b"])
     assert [reply.content for reply in replies] == [[1.0, 2.0], None, [1.0, 2.0]]
     assert replies[1].failure
+
+
+def test_a_vector_of_another_size_is_asked_again(tmp_path: Path) -> None:
+    sizes = {"a": 2, "b": 2, "odd": 3}
+    with judging(length, lambda text: [1.0] * sizes[text]) as service:
+        file = tmp_path / "replies.jsonl"
+        assert ChatEndpoint(config_of(service), ReplyCache(file)).embed([*sizes])[2].failure
+        sizes["odd"] = 2
+        assert len(ReplyCache(file)) == 2
+        second = ChatEndpoint(config_of(service), ReplyCache(file))
+        assert [reply.content for reply in second.embed([*sizes])] == [[1.0, 1.0]] * 3
+        assert (len(service.asked), second.usage.cached) == (4, 2)
 
 
 def test_a_cached_reply_of_another_shape_is_asked_again(tmp_path: Path) -> None:

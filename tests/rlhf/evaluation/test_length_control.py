@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 from scipy.special import expit
 
-from rlhf.evaluation.length_control import LengthControl, fit, length_controlled
+from rlhf.evaluation.length_control import LENGTH_SPREAD, LengthControl, fit, length_controlled
 
 N = 600
 
@@ -72,6 +73,36 @@ def test_the_fit_by_hand() -> None:
     theta, phi = fit(np.array([0.8, 0.6]), shift, np.full((1, 2), 1e6), 1.0)[0]
     assert theta == pytest.approx((np.log(4) + np.log(1.5)) / 2, abs=1e-4)
     assert 0.5 * phi == pytest.approx((np.log(4) - np.log(1.5)) / 2, abs=1e-4)
+
+
+def test_separated_data_is_fitted_to_its_optimum() -> None:
+    draw = np.random.default_rng(4)
+    by = draw.normal(0, 200, 10 * N)
+    shift = np.tanh(by / by.std())
+    value = (shift > 0.01).astype(float)
+
+    def loss(effects: np.ndarray) -> float:
+        logit = effects[0] + effects[1] * shift
+        ridges = effects[0] ** 2 + effects[1] ** 2 / LENGTH_SPREAD**2
+        return float((np.logaddexp(0.0, logit) - value * logit).sum() + ridges / 2)
+
+    best = minimize(loss, np.zeros(2), method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-10, "maxiter": 5000})
+    found = fit(value, shift, np.ones((1, 10 * N)), 1.0)[0]
+    assert found == pytest.approx(best.x, rel=1e-3)
+    assert found[1] > 60
+
+
+def test_a_judge_that_goes_by_length_alone_gives_no_interval() -> None:
+    draw = np.random.default_rng(5)
+    by = draw.normal(0, 150, N).round()
+    values = np.where(by > 0, 1.0, np.where(by < 0, 0.0, 0.5))
+    found = controlled(values, by)
+    assert (found.is_separated, found.is_confounded, found.low, found.high) == (True, False, None, None)
+    assert found.win_rate == pytest.approx(0.5, abs=0.1)
+    assert controlled(1 - values, by).is_separated
+    assert controlled(np.ones(N), by).is_separated
+    values[:5] = 1 - values[:5]
+    assert not controlled(values, by).is_separated
 
 
 def test_failures_do_not_count_and_nothing_judged_is_nothing() -> None:

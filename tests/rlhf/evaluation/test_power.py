@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from rlhf.evaluation.power import design_effect, prompts_needed, win_rate_deviation
+from rlhf.evaluation.power import design_effect, prompts_for, prompts_needed, win_rate_deviation
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,11 @@ def test_repeated_values_need_more_prompts() -> None:
     values = np.repeat(np.random.default_rng(0).normal(size=30), 5)
     assert design_effect(values, np.repeat(np.arange(30), 5)) == pytest.approx(5.0, rel=0.15)
     assert design_effect(values, np.arange(150)) == 1.0
+
+
+def test_differences_that_tell_nothing_have_a_reason() -> None:
+    assert prompts_for([0.0] * 5, range(5), 0.02).reason == "no difference varies"
+    for scale in (1e155, 1e300):
+        found = prompts_for([scale, -scale, scale / 2, 0.0], range(4), 0.02)
+        assert (found.count, found.reason) == (None, "the differences vary too much")
+    assert prompts_for([1.0, -1.0, 0.5, 0.0], range(4), 0.02).count is not None

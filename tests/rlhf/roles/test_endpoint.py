@@ -235,6 +235,14 @@ def test_the_token_is_sent_and_shown_nowhere(monkeypatch, capsys):
     assert "hunter22" not in str(caught.value) + "".join(capsys.readouterr())
 
 
+def test_a_token_at_the_cut_of_a_message_is_hidden_too(monkeypatch):
+    monkeypatch.setenv("RLHF_REWARD_TOKEN", "hunter22-and-more")
+    body = b"x" * 190 + b"hunter22-and-more is refused"
+    with serve(lambda number, asked: (400, {}, body)) as service, pytest.raises(UserError) as caught:
+        scores(asking(service))
+    assert "hunter22" not in str(caught.value) and "***" in str(caught.value)
+
+
 def test_without_a_token_nothing_is_sent():
     with serve() as service:
         scores(asking(service))

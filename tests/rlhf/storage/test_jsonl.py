@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 
 from rlhf.errors import UserError
+from rlhf.storage import jsonl
 from rlhf.storage.jsonl import append_line, given_rows, json_safe, read_lines
+from rlhf.storage.locking import try_lock
 
 
 def test_numbers_of_every_kind_become_json() -> None:
@@ -72,3 +75,19 @@ def test_a_users_file_may_have_blank_lines_any_line_breaks_a_mark_and_no_last_br
     for wrong in (b'{"a": 1}\n[2]', b'{"a": 1}\n{"a": 2', b'{"a": 1}\n' + b"[" * 100_000):
         with pytest.raises(UserError, match="rows.jsonl:2 is no JSON object"):
             given_rows(wrong, "rows.jsonl")
+
+
+def test_the_file_is_locked_while_a_torn_line_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process that is still writing its line is waited for; afterwards the lock is free."""
+    path, found = tmp_path / "rows.jsonl", list[bool | None]()
+
+    def cut(file: BinaryIO) -> None:
+        with path.open("ab") as other:
+            found.append(try_lock(other))
+
+    monkeypatch.setattr(jsonl, "_cut_torn_line", cut)
+    append_line(path, {"step": 1})
+    with path.open("ab") as other:
+        found.append(try_lock(other))
+    assert found == [False, True]
+    assert read_lines(path) == [{"step": 1}]

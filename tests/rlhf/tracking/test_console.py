@@ -112,3 +112,9 @@ def test_formats() -> None:
     assert [format_number(value) for value in (0.000012345, 3, 1234.5678, "x")] == ["1.234e-05", "3", "1235", "x"]
     assert [format_seconds(value) for value in (0.4, 61, 3723)] == ["0:00", "1:01", "1:02:03"]
     assert plain_text("tab\tline\nbell\x07 esc\x1b c1\x9b end") == "tab\tline\nbell esc c1 end"
+
+
+def test_a_title_is_not_wrapped_to_the_width_of_its_table() -> None:
+    out = io.StringIO()
+    Console(out).summary("prompts to find a difference of 0.1", {"arm": "181"})
+    assert out.getvalue().splitlines()[0] == "prompts to find a difference of 0.1"
