@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 HIDDEN = "***"
@@ -45,6 +45,14 @@ def without_secrets(value: Any) -> Any:
     """
     known = [text for name, text in os.environ.items() if _SECRET_NAME.search(name) and len(text) >= _SHORTEST_SECRET]
     return _hide(value, known)
+
+
+def excerpt(body: bytes, longest: int, hide: Callable[[str], str] = without_secrets) -> str:
+    """The first ``longest`` characters of a service's answer, for a message.
+
+    Secrets are hidden before it is cut, because a part of one would no longer be recognised.
+    """
+    return hide(body.decode("utf-8", errors="replace"))[:longest]
 
 
 def _hide(value: Any, known: list[str]) -> Any:

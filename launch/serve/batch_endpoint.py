@@ -16,7 +16,7 @@ from tenacity import AsyncRetrying, RetryCallState, RetryError, retry_if_excepti
 
 from rlhf.errors import MachineryError, UserError
 from rlhf.http_retries import IDLE_SECONDS, TransientError, bearer, post, seconds_to_wait
-from rlhf.secrets import without_secrets
+from rlhf.secrets import excerpt, without_secrets
 from rlhf.serving.batch_output import BatchOutput
 from rlhf.serving.batch_rows import BatchResult, BatchRow, output_row, parse_completion
 
@@ -224,12 +224,13 @@ class EndpointBatch:
         return (413, b"the answer is too long") if body is None else (status, body)
 
     def _parse(self, row: BatchRow, status: int, body: bytes) -> BatchResult:
-        text = without_secrets(body.decode("utf-8", "replace"))[:SHOWN]
         is_own_model = row.body is not None and "model" in row.body and status == 404
         if (status in REFUSED_STATUS and not is_own_model) or status // 100 == 3:
             fix = f"correct --endpoint or --model, or put a valid key into the variable {KEY}"
-            raise UserError(f"{self._name} refuses requests with HTTP {status}", text, fix)
-        return parse_completion(body) if status == 200 else BatchResult(status=status, failure=f"HTTP {status}: {text}")
+            raise UserError(f"{self._name} refuses requests with HTTP {status}", excerpt(body, SHOWN), fix)
+        if status == 200:
+            return parse_completion(body)
+        return BatchResult(status=status, failure=f"HTTP {status}: {excerpt(body, SHOWN)}")
 
     async def _is_up(self) -> bool:
         """Whether the service answers at all, whatever it says."""

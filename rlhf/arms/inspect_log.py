@@ -65,9 +65,9 @@ def _read_json(file: str) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]
 def _read_archive(file: str) -> tuple[Mapping[str, Any], list[Mapping[str, Any]]]:
     with zipfile.ZipFile(file) as archive:
         names = sorted(name for name in archive.namelist() if name.startswith("samples/") and name.endswith(".json"))
-        if not {*HEADERS} & {*archive.namelist()}:
+        header = next((name for name in HEADERS if name in archive.namelist()), None)
+        if header is None:
             raise ValueError(f"it holds no {' and no '.join(HEADERS)}")
-        header = next(name for name in HEADERS if name in archive.namelist())
         return json.loads(archive.read(header)), [json.loads(archive.read(name)) for name in names]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from rlhf.arms.answers import Arms
 from rlhf.data.split import canonical_prompt
@@ -19,8 +20,8 @@ from rlhf.feedback.project import is_project, is_tie
 from rlhf.feedback.records import Answer, Item
 from rlhf.feedback.snapshot import read_snapshot
 
-_AMBIGUOUS = object()
-"""In the place of a match: several arms gave a text."""
+Match = tuple[int, int, int]
+"""Item and both arms of a voted item."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +54,8 @@ def read_votes(path: str, arms: Arms) -> PeoplesVotes:
     unmatched, ambiguous, votes = set[str](), set[str](), 0
     for outcome in aggregated.outcomes:
         matched = _match(outcome.item, arms, index)
-        if not isinstance(matched, tuple):
-            (ambiguous if matched is _AMBIGUOUS else unmatched).add(outcome.item.id)
+        if matched == "unmatched" or matched == "ambiguous":
+            (ambiguous if matched == "ambiguous" else unmatched).add(outcome.item.id)
             continue
         item, first, second = matched
         tie = is_tie(outcome)
@@ -81,17 +82,15 @@ def read_votes(path: str, arms: Arms) -> PeoplesVotes:
     )
 
 
-def _match(item: Item, arms: Arms, index: Mapping[str, int]) -> tuple[int, int, int] | object | None:
-    """Item and both arms of a project's item; None if it is of another comparison, ``_AMBIGUOUS`` if an arm is open."""
+def _match(item: Item, arms: Arms, index: Mapping[str, int]) -> Match | Literal["unmatched", "ambiguous"]:
+    """Match a project's item: it is of another comparison, or several arms gave a text, or item and arms are known."""
     number = index.get(canonical_prompt(item.prompt))
     if number is None:
-        return None
+        return "unmatched"
     first, second = (_arms_of(answer, number, arms) for answer in item.answers)
-    if not first or not second:
-        return None
-    if len(first) > 1 or len(second) > 1:
-        return _AMBIGUOUS
-    return None if first == second else (number, first[0], second[0])
+    if not first or not second or (len(first) == 1 and first == second):
+        return "unmatched"
+    return (number, first[0], second[0]) if len(first) == len(second) == 1 else "ambiguous"
 
 
 def _arms_of(answer: Answer, item: int, arms: Arms) -> list[int]:

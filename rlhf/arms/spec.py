@@ -17,7 +17,7 @@ from rlhf.data.columns import is_within
 from rlhf.errors import UserError
 from rlhf.evaluation.academic_tasks import AcademicTasksConfig
 from rlhf.evaluation.chat_endpoint import ServiceConfig
-from rlhf.evaluation.retrieval_metrics import RETRIEVAL_METRICS
+from rlhf.evaluation.retrieval_metrics import NEED_EMBEDDINGS, RETRIEVAL_METRICS
 from rlhf.evaluation.text_metrics import ROUGE, Language
 
 TEXT_METRICS = (*ROUGE, "bleu", "chrf", "bert_score")
@@ -25,8 +25,6 @@ JUDGE_METRICS = ("judge_win_rate", "judge_score")
 OTHER_METRICS = ("consistency", "length")
 METRICS = (*TEXT_METRICS, *JUDGE_METRICS, *RETRIEVAL_METRICS, *OTHER_METRICS)
 DEFAULT_METRICS = ("rouge1", "rougeL", "chrf", "length")
-_EMBEDDED = {"answer_relevancy", "answer_correctness"}
-"""Metrics that need ``judge.embedding_model``."""
 FILES = ("items", "arms", "votes", "train", "cache")
 """Keys with names of files."""
 PERHAPS_FILES = ("scorers", "bert_score.model", "lm_eval.models", "lm_eval.folder")
@@ -107,11 +105,8 @@ def _problems(config: ComparisonConfig) -> Iterable[UserError]:
         yield UserError("bert_score needs an encoder", fix="set bert_score.model and bert_score.layers")
     if not (config.metrics or config.scores or config.scorers or config.lm_eval):
         yield UserError("nothing to measure", "metrics is empty", "name metrics, scores or scorers")
-    if (
-        config.judge is not None
-        and config.judge.embedding_model is None
-        and (embedded := _EMBEDDED & {*config.metrics})
-    ):
+    has_embeddings = config.judge is None or config.judge.embedding_model is not None
+    if not has_embeddings and (embedded := NEED_EMBEDDINGS & {*config.metrics}):
         yield UserError(f"{min(embedded)} compares embeddings", "no model makes them", "set judge.embedding_model")
     if config.judge is None and (asked := {*JUDGE_METRICS, *RETRIEVAL_METRICS} & {*config.metrics}):
         yield UserError(f"{min(asked)} needs a judge", fix="set judge.url and judge.model")

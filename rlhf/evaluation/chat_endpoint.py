@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import httpx
@@ -24,7 +25,7 @@ from rlhf.config.fields import Count, CountOrZero, Seconds, ServiceUrl, Temperat
 from rlhf.errors import MachineryError, UserError
 from rlhf.evaluation.reply_cache import ReplyCache, content_key
 from rlhf.http_retries import IDLE_SECONDS, TransientError, bearer, post, seconds_to_wait
-from rlhf.secrets import HIDDEN, without_secrets
+from rlhf.secrets import HIDDEN, excerpt, without_secrets
 
 LONGEST_REPLY = 2**22
 """Bytes of the largest reply that is read."""
@@ -230,18 +231,17 @@ class ChatEndpoint:
 
     def _parse(self, answer: tuple[int, bytes], schema: Mapping[str, Any] | None) -> Reply:
         status, body = answer
-        # Hidden before it is cut: a part of the key would no longer be recognised.
-        text = self._hide(body.decode("utf-8", errors="replace"))[:SHOWN]
+        shown = partial(excerpt, body, SHOWN, self._hide)
         self.usage.calls += 1
         if status in REFUSED_STATUS or status // 100 == 3:
             fix = f"correct url or model, or put a valid key into the variable {self.config.key_variable}"
-            raise UserError(f"{self.name} refuses requests with HTTP {status}", text, fix)
+            raise UserError(f"{self.name} refuses requests with HTTP {status}", shown(), fix)
         if status // 100 != 2:
-            return Reply(failure=f"HTTP {status}: {text}", is_answered=True)
+            return Reply(failure=f"HTTP {status}: {shown()}", is_answered=True)
         try:
             return Reply(content=self._content(json.loads(body), schema))
         except (*_MALFORMED, jsonschema.ValidationError) as error:
-            return Reply(failure=self._hide(f"{type(error).__name__} in the reply {text!r}"), is_answered=True)
+            return Reply(failure=f"{type(error).__name__} in the reply {shown()!r}", is_answered=True)
 
     def _content(self, answer: Any, schema: Mapping[str, Any] | None) -> Any:
         """What a reply holds, checked; whatever is not as it should be raises."""

@@ -135,7 +135,7 @@ def _leaks(
     texts_of: Callable[[EvaluationRow], tuple[str, ...]],
     fewest: int,
 ) -> Iterator[LintFinding]:
-    """Args: ``fewest``: characters of a text that is compared."""
+    """Rows with a text of at least ``fewest`` characters that is in the training data."""
     index = _Index()
     for number, row in enumerate(train):
         index.add(number, [text for text in texts_of(row) if len(text.strip()) >= fewest])

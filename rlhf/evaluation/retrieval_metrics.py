@@ -210,6 +210,7 @@ RETRIEVAL_METRICS: Mapping[str, Callable[[ChatEndpoint, Sequence[RetrievalItem]]
     "answer_correctness": answer_correctness,
 }
 NEED_REFERENCE = {"context_precision", "context_recall", "answer_correctness"}
+NEED_EMBEDDINGS = {"answer_relevancy", "answer_correctness"}
 NEED_CONTEXTS = {"faithfulness", "context_precision", "context_recall"}
 
 

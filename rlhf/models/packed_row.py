@@ -27,7 +27,7 @@ from rlhf.types import Bool, Int64, Sequences
 Form = Literal["packed", "padded"]
 """Layout of a pass: all sequences end to end in one row, or one row each, padded to the longest."""
 FILL = 16
-"""Packed rows are filled to a multiple of this many tokens: kernels of few shapes, which GPUs compute faster too."""
+"""Packed rows are filled to a multiple of this many tokens, so that matrix products have few shapes."""
 UNFIT = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """Errors of models that do not support a layout. Lost processes and numeric errors have other types."""
 

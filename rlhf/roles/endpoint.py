@@ -21,7 +21,7 @@ from rlhf.config.schema import EndpointConfig
 from rlhf.errors import MachineryError, UserError
 from rlhf.evaluation.score_checks import check_scores, name_sample
 from rlhf.http_retries import IDLE_SECONDS, TransientError, bearer, post, seconds_to_wait
-from rlhf.secrets import without_secrets
+from rlhf.secrets import excerpt, without_secrets
 from rlhf.storage.jsonl import json_safe
 
 TOKEN = "RLHF_REWARD_TOKEN"
@@ -154,20 +154,18 @@ class Endpoint:
         return status, body
 
     def _parse(self, request: _Request, status: int, body: bytes) -> np.ndarray:
-        # Hidden before it is cut: a part of the token would no longer be recognised.
-        text = without_secrets(body.decode("utf-8", errors="replace"))[:200]
         if status // 100 == 3:
             raise self._refusal(
                 request, f"HTTP {status}", "redirects are not followed, because they could lead to any host"
             )
         if status // 100 != 2:
-            raise self._refusal(request, f"HTTP {status}", f"the service refuses the request: {text!r}")
+            raise self._refusal(request, f"HTTP {status}", f"the service refuses the request: {excerpt(body, 200)!r}")
         try:
             answer = json.loads(body)
         except (ValueError, RecursionError):
-            raise self._refusal(request, f"a body that is not JSON: {text!r:.80}", CONTRACT) from None
+            raise self._refusal(request, f"a body that is not JSON: {excerpt(body, 200)!r:.80}", CONTRACT) from None
         if not isinstance(answer, dict) or "scores" not in answer:
-            raise self._refusal(request, f"a body without scores: {text!r:.80}", CONTRACT)
+            raise self._refusal(request, f"a body without scores: {excerpt(body, 200)!r:.80}", CONTRACT)
         return check_scores(answer["scores"], request.prompts, None, CONTRACT, self._error, request.first)
 
     def _error(self, what: str, why: str) -> UserError:

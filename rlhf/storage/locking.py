@@ -20,11 +20,8 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF)
 """Errors of file systems without locks, for example Lustre mounted without ``flock``; EBADF: of folders, on NFS."""
 
 
-def try_lock(handle: int | IO[str] | IO[bytes], *, waits: bool = False) -> bool | None:
-    """Lock an open file or folder (``flock``) until it is closed.
-
-    Args:
-        waits: wait for as long as another process holds the lock.
+def try_lock(handle: int | IO[str] | IO[bytes]) -> bool | None:
+    """Lock an open file or folder (``flock``) until it is closed, without waiting.
 
     Returns:
         Whether that succeeded; None if the file system has no locks.
@@ -33,7 +30,7 @@ def try_lock(handle: int | IO[str] | IO[bytes], *, waits: bool = False) -> bool 
         OSError: of the file system.
     """
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
@@ -50,9 +47,10 @@ def locked(handle: IO[bytes]) -> Iterator[None]:
     For writes of milliseconds. The lock is given back explicitly: a process that was forked meanwhile shares it.
 
     Raises:
+        UserError: another process holds the lock for too long.
         OSError: of the file system.
     """
-    is_locked = try_lock(handle, waits=True)
+    is_locked = _lock(handle, LONGEST_WAIT, handle.name)
     try:
         yield
     finally:
@@ -71,13 +69,20 @@ def sole_writer(folder: Path, seconds: float = LONGEST_WAIT) -> Iterator[None]:
         UserError: another process holds the lock for too long.
         OSError: there is no such folder.
     """
-    end, handle = time.monotonic() + seconds, os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        while try_lock(handle) is False:
-            if time.monotonic() >= end:
-                fix = "wait for its end, and give the command again"
-                raise UserError(f"another command has been writing in {folder} for {seconds:g} s", fix=fix)
-            time.sleep(POLL_SECONDS)
+        _lock(handle, seconds, folder)
         yield
     finally:
         os.close(handle)
+
+
+def _lock(handle: int | IO[bytes], seconds: float, place: str | Path) -> bool:
+    """Lock an open file or folder, waiting for other processes; returns whether its file system has locks."""
+    end = time.monotonic() + seconds
+    while (is_locked := try_lock(handle)) is False:
+        if time.monotonic() >= end:
+            fix = "wait for its end, and give the command again"
+            raise UserError(f"another command has been writing in {place} for {seconds:g} s", fix=fix)
+        time.sleep(POLL_SECONDS)
+    return is_locked is not None
