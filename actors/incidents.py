@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from actors.inspection import collect_heartbeats, inspect
+from actors.inspection import collect_heartbeats, dead_actors, inspect
 from actors.process import ProcessLocation
 from actors.waiting import PhaseContext
 from rlhf.config.schema import Recipe
@@ -114,7 +114,9 @@ def _examine(records: Records, error: LostError) -> dict[str, Facts]:
     """Facts about actors: process state on their nodes, heartbeat, current activity, error and log tail."""
     stalled, now = error.kind == "stalled", time.time()
     lost = {name: records[name] for name in error.names if name in records}
-    heartbeats = collect_heartbeats({name: record.actor for name, record in lost.items()}) if stalled else {}
+    actors = {name: record.actor for name, record in lost.items()}
+    heartbeats = collect_heartbeats(actors) if stalled else {}
+    deaths = {} if stalled else dead_actors(actors)
     found = inspect([record.where for record in lost.values() if record.where is not None], stalled)
     for name in heartbeats:
         lost[name].heard = now
@@ -126,10 +128,16 @@ def _examine(records: Records, error: LostError) -> dict[str, Facts]:
             found[name][0],
             heartbeat_age_seconds=now - record.heard,
             doing=str(heartbeats[name]) if name in heartbeats else None,
-            exit_text="" if stalled else f"{error.message}\n{found[name][1]}",
+            exit_text="" if stalled else "\n".join(filter(None, (*_told(name, error, deaths), found[name][1]))),
         )
         for name, record in lost.items()
     }
+
+
+def _told(name: str, error: LostError, deaths: Mapping[str, str]) -> tuple[str, str]:
+    """What is said of an actor's failure: by the error, unless that is of another one, and by Ray if it died."""
+    is_of_another = bool(error.of_whom) and name not in error.of_whom
+    return "" if is_of_another and name in deaths else error.message, deaths.get(name, "")
 
 
 def find_stopped(records: Records) -> tuple[tuple[str, ...], bool]:

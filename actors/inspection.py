@@ -45,13 +45,23 @@ Inspection = tuple[Facts, str]
 """Facts about a process, and the tail of its log."""
 
 
-def dead_actors(actors: Mapping[str, Any]) -> list[str]:
-    """Return the names of the actors that Ray reports as dead; none if Ray does not answer within ``ASK_SECONDS``."""
+def dead_actors(actors: Mapping[str, Any]) -> dict[str, str]:
+    """Return the actors that Ray reports as dead, and what it says of their deaths (empty if nothing).
+
+    None are returned if Ray does not answer within ``ASK_SECONDS``.
+    """
     ids = {name: actor._actor_id.hex() for name, actor in actors.items() if actor is not None}
     if not ids:
-        return []
-    table = call_each(lambda state_name: state.actor_table(None, actor_state_name=state_name), ["DEAD"], ASK_SECONDS)
-    return [name for name, actor_id in ids.items() if actor_id in table.get(0, {})]
+        return {}
+    tables = call_each(lambda state_name: state.actor_table(None, actor_state_name=state_name), ["DEAD"], ASK_SECONDS)
+    dead = tables.get(0, {})
+    return {name: _death_message(dead[actor_id]) for name, actor_id in ids.items() if actor_id in dead}
+
+
+def _death_message(entry: Mapping[str, Any]) -> str:
+    """What Ray says of a death in its table of actors: one field of several holds it, by the kind of death."""
+    contexts = [context for _, context in entry["DeathCause"].ListFields()]
+    return "".join(context.error_message for context in contexts if hasattr(context, "error_message"))
 
 
 def collect_heartbeats(actors: Mapping[str, Any]) -> dict[str, Heartbeat]:

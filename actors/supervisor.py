@@ -251,7 +251,7 @@ class Supervisor:
 
     def dead_actors(self) -> list[str]:
         """Names of the actors that should run, and that Ray reports as dead."""
-        return dead_actors({name: record.actor for name, record in self._running().items()})
+        return list(dead_actors({name: record.actor for name, record in self._running().items()}))
 
     def has_process(self, name: str) -> bool:
         """Whether an actor has a process, as far as is known: it is not lost, or its replacement was started."""

@@ -338,6 +338,7 @@ def test_a_local_ray_has_no_process_that_no_run_needs(any_ray: None) -> None:
     commands = [" ".join(child.cmdline()) for child in children]
     [raylet] = [command for command in commands if "/raylet/raylet " in command]
     assert f"{ROOT}/actors/setup_worker.py " in raylet, "which sets a worker's variables without importing Ray"
+    assert raylet.count("/actors/keep_agent.sh ") == 2, "an agent that ends leaves the raylet its program"
     for program in ("monitor.py", "log_monitor.py", "dashboard.py"):
         assert not any(program in command.partition(" --")[0] for command in commands), program
 

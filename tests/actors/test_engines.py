@@ -24,6 +24,7 @@ from actors.supervisor import Supervisor
 from actors.waiting import PhaseContext
 from rlhf.config.schema import Recipe, RecoveryConfig, RolloutConfig
 from rlhf.errors import LostError, MachineryError
+from rlhf.recovery.diagnosis import Cause
 from rlhf.types import FinishReason, Prompt, Rollout, RolloutBlock
 
 POISON, LEFT_OUT, ONCE = 100, 150, 200
@@ -164,6 +165,7 @@ def test_engines_that_are_killed_together_are_one_restart(
     assert len(running.answers(range(1, 9))) == 8
     [died] = [event for event in running.events if event["kind"] == "actor_died"]
     assert sorted([died["member"], *died["others"]]) == names[:2]
+    assert died["cause"] == Cause.SILENT, "whoever noticed it: Ray says how it ended"
     assert supervisor.goodput.restarts == 1
     assert died["samples_redone"] == 0 if is_known else 4 < died["samples_redone"] <= 6, "of two engines"
 

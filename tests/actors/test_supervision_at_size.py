@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.core.generated.common_pb2 import ActorDeathCause
 
 from actors import dispatch as dispatch_module
 from actors import incidents as incidents_module
@@ -103,7 +104,7 @@ class Cluster:
         return ref.value
 
     def actor_table(self, _: None, actor_state_name: str) -> dict[str, Any]:
-        return {name: {} for name in self.dead - self.unknown}
+        return {name: {"DeathCause": ActorDeathCause()} for name in self.dead - self.unknown}
 
     def get_runtime_context(self) -> Any:
         return SimpleNamespace(get_node_id=lambda: HERE)

@@ -187,8 +187,11 @@ def test_who_is_gone_is_found_where_an_error_does_not_say(local_ray: None, tmp_p
         time.sleep(0.1)
     assert (found.names, found.kind) == ((PEER,), "died")
     assert watched.supervisor.with_dead_actors(LostError("late", (NAME,), "stalled")).names == (NAME, PEER)
-    watched.supervisor.handle_loss(found, CONTEXT)
-    assert [(event["kind"], event["member"]) for event in watched.events] == [("actor_died", PEER)]
+    peers = LostError("gloo: Connection closed by peer", (NAME,), "failed", "gloo", (NAME,))
+    watched.supervisor.handle_loss(watched.supervisor.with_dead_actors(peers), CONTEXT)
+    [event] = watched.events
+    assert (event["kind"], event["member"]) == ("actor_failed", PEER)
+    assert event["cause"] == Cause.SILENT, "what the other rank says of it is not the reason"
 
 
 def test_who_is_stopped_is_found_where_neither_the_error_nor_ray_says(local_ray: None, tmp_path: Path) -> None:

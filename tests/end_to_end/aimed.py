@@ -7,6 +7,7 @@ The policy is the real one but for these.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -117,7 +118,7 @@ class AimedPolicy(PolicyRole):
 
 
 class AimedEngine(RolloutActor):
-    """The engine's actor, in which vLLM fails in the middle of a rollout."""
+    """The engine's actor, which is killed at its work, or in which vLLM fails in the middle of a rollout."""
 
     async def build(self, *arguments: Any) -> ProcessLocation:
         where = await super().build(*arguments)
@@ -125,6 +126,8 @@ class AimedEngine(RolloutActor):
         step = llm.step
 
         def fail_or_step() -> list[Any]:
+            if aims.hit("engine-dies", self.engine.version):
+                os.kill(os.getpid(), signal.SIGKILL)
             if next(steps) > MANY_STEPS and aims.hit("vllm-fails", self.engine.version):
                 raise RuntimeError("out of blocks")
             found: list[Any] = step()

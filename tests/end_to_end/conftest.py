@@ -39,5 +39,4 @@ def resumed(pipeline: Pipeline) -> Survived:
     assert killed.end() == -signal.SIGKILL
     marks = str(pipeline.folder / "marks")
     run = Run(pipeline.folder, "broken", settings, program="tests.end_to_end.aimed", AIMED=FEW.aimed, AIMED_MARKS=marks)
-    hit = tuple(run.do(fault) for fault in FEW.sent)
-    return Survived(path=run.path, code=run.end(), hit=hit, said=run.said(), faults=FEW)
+    return Survived(path=run.path, code=run.end(), hit=(), said=run.said(), faults=FEW)

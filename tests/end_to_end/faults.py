@@ -155,8 +155,8 @@ class Faults:
 
 FEW = Faults(
     steps=STEPS,
-    aimed="rank-dies@1 slow@1 sender-dies@2 snapshot-dies@2",
-    sent=(Fault(step=2, phase="rollout", member=ENGINE, delay=0.0),),
+    aimed="rank-dies@1 slow@1 engine-dies@2 sender-dies@2 snapshot-dies@2",
+    sent=(),
     lost=(
         (1, "update", "policy rank 1", "actor_died"),
         (2, "rollout", ENGINE, "actor_died"),
