@@ -33,7 +33,14 @@ from rlhf.tracking.spans import PhaseTimer
 from rlhf.zero.process_group import Rank
 
 STORE = 80 * 2**20
-LEAN: Any = {"_system_config": {"prestart_worker_first_driver": False}}
+LEAN: Any = {
+    "include_dashboard": False,
+    "_system_config": {
+        "prestart_worker_first_driver": False,
+        "health_check_initial_delay_ms": 0,
+        "health_check_period_ms": 300,  # a lost node is noticed within 2 s, not 15
+    },
+}
 BYTES = 2**20
 """Size of a rank's files: they stay on its node."""
 CONTEXT = PhaseContext(phase="test")
