@@ -49,7 +49,7 @@ def score_answers(
     """
     folder = None if source.model is None else str(session.verified(Path(source.model).expanduser()))
     placement = Placement(session.recipe, session.device, "reward", session.gpus, session.check)
-    supervisor = Supervisor(session.recipe, _print_event, session.check)
+    supervisor = Supervisor(session.recipe, _print_event, session.check, show=session.console.notice)
     group = Group("reward", session.recipe.placement.reward.ranks, placement, logs, supervisor)
     try:
         with supervisor.diagnosed():

@@ -25,7 +25,7 @@ from rlhf.types import FinishReason, Prompt, RolloutBlock
 def running_engines(session: Session, folder: Path, prompts: Sequence[Prompt], logs: Path) -> Iterator[Engines]:
     """Context in which engines serve a folder's model, and answer ``prompts``."""
     placement = Placement(session.recipe, session.device, "generate", session.gpus, session.check)
-    supervisor = Supervisor(session.recipe, _unrecorded, session.check)
+    supervisor = Supervisor(session.recipe, _unrecorded, session.check, show=session.console.notice)
     engines = Engines(
         session.recipe,
         placement,

@@ -62,8 +62,8 @@ class Goodput:
 
     @property
     def wall(self) -> float:
-        """Seconds since the run first started."""
-        return self._clock() - self._began
+        """Seconds since the run first started; no fewer than those of the account, if the clock was set back."""
+        return max(self._clock() - self._began, self.useful + self.seconds_lost)
 
     def step(self, step: int, seconds: float) -> None:
         """Record a step's useful seconds; if the step is repeated, its earlier seconds become lost."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from actors.answering import _unrecorded, answers_of, ignore_progress
+from actors import answering
+from actors.answering import _unrecorded, answers_of, ignore_progress, running_engines
 from actors.rollout import BlockSummary
 from actors.supervisor import Supervisor
 from actors.waiting import PhaseContext
 from rlhf.config.schema import Recipe, RecoveryConfig
-from rlhf.errors import MachineryError
+from rlhf.errors import LostError, MachineryError
 
 TOLD = (
     BlockSummary(stream="", tokens=0, positions=(3, 0), set_aside=(), faults=()),
@@ -66,3 +68,21 @@ def test_there_is_a_limit_to_that() -> None:
 def test_a_command_without_a_record_says_which_prompt_has_no_answer(capsys: pytest.CaptureFixture[str]) -> None:
     _unrecorded("sample_set_aside", prompt=72, reason="too long", phase="answers", step=None)
     assert capsys.readouterr().err == "no answer to prompt 72: too long\n"
+
+
+def test_a_loss_is_shown_to_whoever_waits_for_the_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    lines, name = list[str](), "rollout engine 0"
+    recipe = Recipe(name="x", recovery=RecoveryConfig(backoff_seconds=0.0))
+    session: Any = SimpleNamespace(
+        recipe=recipe, device="cpu", gpus=0, longest=8, end_tokens=lambda folder: [1], check=lambda: None,
+        console=SimpleNamespace(notice=lines.append),
+    )  # fmt: skip
+    nothing = {"ready": lambda prompts: None, "stop": lambda: None, "release": lambda: None}
+    monkeypatch.setattr(answering, "Placement", lambda *_: SimpleNamespace(**nothing))
+    monkeypatch.setattr(answering, "Engines", lambda *given, publishes: SimpleNamespace(**nothing, supervisor=given[6]))
+    with running_engines(session, tmp_path, [], tmp_path) as engines:
+        engines.supervisor.started(name, None)
+        engines.supervisor.handle_loss(
+            LostError("it died", (name,), "died", "it died", (name,)), PhaseContext(phase="x")
+        )
+    assert len(lines) == 1 and lines[0].startswith(f"{name} died during x")

@@ -135,7 +135,9 @@ def test_clocks_that_disagree_make_nothing_negative(clock: Clock, last_seen: flo
     assert sum(goodput.lost_by_kind.values()) == 60.0
     assert min(goodput.lost_by_kind.values()) > 0.0
     clock.now = 1001.0  # set back
-    assert goodput.metrics()["perf/goodput"] == 1.0
+    assert goodput.metrics()["perf/goodput"] == 50.0 / 110.0
+    clock.now = 900.0  # before the run began
+    assert goodput.metrics()["perf/goodput"] == 50.0 / 110.0
 
 
 def test_the_state_is_that_of_its_moment(clock: Clock) -> None:
