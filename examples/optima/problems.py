@@ -223,7 +223,7 @@ def quantised_bandit(name: str, family: Family) -> Problem:
     settings = {
         **plain.settings,
         "model.lora": asdict(lora) | {"targets": list(lora.targets)},
-        "ppo.optimizer.lr": 1e-2,
+        "ppo.optimizer.lr": 3e-3,
     }
     return replace(plain, make=partial(make_bandit, lora=lora), settings=settings)
 
