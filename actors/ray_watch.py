@@ -150,16 +150,19 @@ class RayWatch:
 
 
 def answers(gcs: Address) -> bool:
-    """Whether a server at this address reacts to a greeting: for a stopped one the kernel still accepts connections."""
+    """Whether a server at this address reacts to a greeting: for a stopped one the kernel still accepts connections.
+
+    One that expects TLS closes the connection; without TLS, a tunnel does that whose other end is gone.
+    """
+    closes = os.environ.get("RAY_USE_TLS", "").lower() in ("1", "true")
     try:
         with socket.create_connection(gcs, timeout=POLL_SECONDS) as connection:
             connection.sendall(HTTP2_GREETING)
-            connection.recv(1)
-    except ConnectionResetError:  # by a server that expects TLS
-        return True
+            return bool(connection.recv(1)) or closes
+    except ConnectionResetError:
+        return closes
     except OSError:
         return False
-    return True
 
 
 def describe_stop(stopped: RayProcess) -> str:

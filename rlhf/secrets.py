@@ -33,6 +33,8 @@ _SECRET_IN_URL = re.compile(
     r"[^&;#\s]+",
     re.IGNORECASE,
 )
+_SEARCHED_BEYOND = 4096
+"""Bytes after an excerpt that are searched too: a secret at its end is whole."""
 _SHORTEST_SECRET = 8  # shorter values of such variables ("1", "none") would be found everywhere
 
 
@@ -50,9 +52,10 @@ def without_secrets(value: Any) -> Any:
 def excerpt(body: bytes, longest: int, hide: Callable[[str], str] = without_secrets) -> str:
     """The first ``longest`` characters of a service's answer, for a message.
 
-    Secrets are hidden before it is cut, because a part of one would no longer be recognised.
+    Secrets are hidden before it is cut, because a part of one would no longer be recognised. What lies far behind is
+    left out before: to search megabytes takes minutes.
     """
-    return hide(body.decode("utf-8", errors="replace"))[:longest]
+    return hide(body[: 4 * longest + _SEARCHED_BEYOND].decode("utf-8", errors="replace"))[:longest]
 
 
 def _hide(value: Any, known: list[str]) -> Any:

@@ -162,8 +162,8 @@ def _checkpoint(size: int, grace_seconds: float) -> str:
     """The size of a checkpoint, and the rate of writing with which a stop does not lose its own."""
     stop = CHECKPOINTS * size
     text = (
-        f"{_gib(size)} GiB; a stop may have to write {CHECKPOINTS} in checkpoint.grace_seconds={grace_seconds:g}: "
-        f"{stop / grace_seconds / GB:.1f} GB/s to runs_dir"
+        f"at most {_gib(size)} GiB; a stop may have to write {CHECKPOINTS} in "
+        f"checkpoint.grace_seconds={grace_seconds:g}: {stop / grace_seconds / GB:.1f} GB/s to runs_dir"
     )
     if stop <= BYTES_PER_SECOND * grace_seconds:
         return text

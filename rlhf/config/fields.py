@@ -32,8 +32,8 @@ MOST_PROCESSES = 1_000_000
 MOST_WEIGHT = 1e6
 """Largest factor of a part of the loss or the score: beyond it, single precision loses the other parts."""
 PART_NAME = re.compile(r"[A-Za-z0-9_-]{1,60}")
-VARIABLE_NAME = re.compile(r"[A-Z_][A-Z0-9_]{0,59}")
-"""Capitals only: a key that is given in the place of the name has other characters."""
+VARIABLE_NAME = re.compile(r"(?=\w*_|\w*(?:KEY|TOKEN)$)[A-Z_][A-Z0-9_]{0,59}")
+"""Capitals with an underscore, or KEY or TOKEN at the end: what is given in its place may be a key of capitals."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field,))
@@ -91,7 +91,7 @@ def _part_name(name: str) -> str:
 
 def _variable_name(name: str) -> str:
     if not VARIABLE_NAME.fullmatch(name):
-        why = "it has other characters than capitals, digits and underscores; it is not shown, since it may be a key"
+        why = "it is no word of capitals such as JUDGE_KEY or TOKEN; it is not shown, since it may be a key"
         fix = "put the key into an environment variable, and its name here, such as RLHF_JUDGE_KEY"
         raise RuleError([UserError(f"{HERE} is no name of an environment variable", why, fix)])
     return name

@@ -42,13 +42,13 @@ class ReplyCache:
 
     def put(self, key: str, content: Any) -> None:
         """Keep a reply; it is in the file on return."""
-        append_line(self._path, {"key": key, "content": content})
+        append_line(self._path, {"key": key, "content": content}, is_shared=True)
         self._replies[key] = content
 
     def forget(self, key: str) -> None:
         """Have a question asked again, if its reply is known: a line without content is appended."""
         if key in self._replies:
-            append_line(self._path, {"key": key, "content": None})
+            append_line(self._path, {"key": key, "content": None}, is_shared=True)
             del self._replies[key]
 
 

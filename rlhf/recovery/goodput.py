@@ -62,8 +62,8 @@ class Goodput:
 
     @property
     def wall(self) -> float:
-        """Seconds since the run first started; no fewer than those of the account, if the clock was set back."""
-        return max(self._clock() - self._began, self.useful + self.seconds_lost)
+        """Seconds since the run first started; no fewer than the useful ones, if the clock was set back."""
+        return max(self._clock() - self._began, self.useful)
 
     def step(self, step: int, seconds: float) -> None:
         """Record a step's useful seconds; if the step is repeated, its earlier seconds become lost."""
@@ -93,7 +93,7 @@ class Goodput:
         """``perf/goodput`` from 0 to 1, and the counts and lost seconds of the whole run in ``health/``."""
         wall = self.wall
         return {
-            "perf/goodput": min(1.0, self.useful / wall) if wall > 0 else 0.0,
+            "perf/goodput": self.useful / wall if wall > 0 else 0.0,
             "health/restarts": float(self.restarts),
             "health/redispatched": float(self.redispatched),
             "health/set_aside": float(self.set_aside),

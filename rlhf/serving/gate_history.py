@@ -40,7 +40,7 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 def add_decision(folder: Path, record: Mapping[str, Any]) -> None:
     """Append a decision with its time, unless it is there already."""
     if all(row.get("digest") != record["digest"] for row in read_history(folder)):
-        append_line(folder / HISTORY, record)
+        append_line(folder / HISTORY, record, is_shared=True)
 
 
 def question_of(config: GateConfig) -> str:

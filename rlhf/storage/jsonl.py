@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -39,14 +40,21 @@ def to_line(row: Mapping[str, Any]) -> str:
     return line.encode(errors="backslashreplace").decode()
 
 
-def append_line(path: Path, row: Mapping[str, Any]) -> None:
+def append_line(path: Path, row: Mapping[str, Any], is_shared: bool = False) -> None:
     """Append one line to ``path``; on return the kernel has it, so that a killed run loses no line.
 
-    An incomplete last line of a killed run is removed first. The file is locked meanwhile: a line that another process
-    is still writing is incomplete too.
+    An incomplete last line of a killed run is removed first.
+
+    Args:
+        is_shared: other processes may append too. The file is locked meanwhile, because a line that one of them is
+            still writing is incomplete too.
+
+    Raises:
+        UserError: another process holds the lock for too long.
+        OSError: of the file system.
     """
     line = to_line(row)
-    with path.open("ab+") as file, locked(file):
+    with path.open("ab+") as file, locked(file) if is_shared else nullcontext():
         _cut_torn_line(file)
         file.write(line.encode())
         file.flush()

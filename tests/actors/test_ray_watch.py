@@ -240,18 +240,27 @@ def test_a_gcs_that_pauses_for_less_has_not_failed(quick: None, tmp_path: Path) 
             assert not failure(watch, 0.4)
 
 
-def test_a_server_that_expects_tls_answers_by_closing_the_connection() -> None:
+@pytest.mark.parametrize("is_reset", [True, False])
+@pytest.mark.parametrize("has_tls", [True, False])
+def test_a_server_that_expects_tls_answers_by_closing_the_connection(
+    has_tls: bool, is_reset: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without TLS that is what a tunnel does whose other end is gone."""
+    monkeypatch.setenv("RAY_USE_TLS", str(int(has_tls)))
     with socket.create_server(("127.0.0.1", 0)) as server:
-        thread = threading.Thread(target=_reset_one, args=(server,))
+        thread = threading.Thread(target=_close_one, args=(server, is_reset))
         thread.start()
-        assert ray_watch.answers(server.getsockname())
+        assert ray_watch.answers(server.getsockname()) == has_tls
         thread.join()
 
 
-def _reset_one(server: socket.socket) -> None:
-    """Accept a connection, and reset it: what was received is not read, and lingering is off."""
+def _close_one(server: socket.socket, is_reset: bool) -> None:
+    """Accept a connection, and close or reset it: what was received is not read, and lingering is off."""
     connection, _ = server.accept()
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    if is_reset:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    else:
+        connection.recv(1024)
     connection.close()
 
 

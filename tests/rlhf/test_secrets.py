@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from rlhf.secrets import without_secrets
+from rlhf.secrets import excerpt, without_secrets
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +108,13 @@ def test_ordinary_options_are_left_alone() -> None:
 def test_the_word_after_an_option_is_its_value() -> None:
     words = ["rlhf", "ppo", "--token", "abc", "--api-key", "x y", "--tokens", "12"]
     assert without_secrets(words) == ["rlhf", "ppo", "--token", "***", "--api-key", "***", "--tokens", "12"]
+
+
+def test_an_excerpt_of_megabytes_is_no_long_work_and_shows_no_part_of_a_secret() -> None:
+    begin = b"x" * 195 + b' {"api_key": "k-9876543210abcdef", '
+    before = time.process_time()
+    assert excerpt(begin + b'"token":"the",' * 300_000, 215) == "x" * 195 + ' {"api_key": "***", '[:20]
+    assert time.process_time() - before < 1
 
 
 @pytest.mark.parametrize("piece", ["?a", "token", "a_", "authorization:", "bearer ", "--token=", "'\"", "a.-_"])

@@ -274,7 +274,7 @@ def test_a_checkpoint_is_shown_with_the_rate_that_a_stop_needs() -> None:
     plan = planned(recipe(**SMALL, checkpoint__grace_seconds=30.0))
     size = 16 * (494_032_768 + 494_032_768 + 896)
     assert as_values(plan)["stages"]["ppo"]["checkpoint_bytes"] == size
-    text = f"{size / 2**30:.1f} GiB; a stop may have to write 2 in checkpoint.grace_seconds=30"
+    text = f"at most {size / 2**30:.1f} GiB; a stop may have to write 2 in checkpoint.grace_seconds=30"
     assert f"{text}: {2 * size / 30 / 1e9:.1f} GB/s to runs_dir; at 0.5 GB/s that takes 64 seconds" in show(plan)
     enough = planned(recipe(**SMALL, checkpoint__grace_seconds=64.0))
     assert "at 0.5 GB/s" not in show(enough)

@@ -45,7 +45,7 @@ def small(folder: Path, **settings: object) -> Path:
     return path
 
 
-@pytest.mark.parametrize("key", ["sk-9QmZx4Tt71LcVb2n", "hf_aBcDeFgHiJkLmNoP", "two words", ""])
+@pytest.mark.parametrize("key", ["sk-9QmZx4Tt71LcVb2n", "hf_aBcDeFgHiJkLmNoP", "JBSWY3DPEHPK3PXP", "two words", ""])
 def test_a_key_in_the_place_of_its_variable_is_refused_without_being_shown(tmp_path: Path, key: str) -> None:
     judge = {"url": "http://127.0.0.1:1/v1", "model": "m", "key_variable": key}
     with pytest.raises(UserError, match="judge.key_variable is no name of an environment variable") as caught:

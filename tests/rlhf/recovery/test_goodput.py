@@ -135,9 +135,12 @@ def test_clocks_that_disagree_make_nothing_negative(clock: Clock, last_seen: flo
     assert sum(goodput.lost_by_kind.values()) == 60.0
     assert min(goodput.lost_by_kind.values()) > 0.0
     clock.now = 1001.0  # set back
-    assert goodput.metrics()["perf/goodput"] == 50.0 / 110.0
+    assert goodput.metrics()["perf/goodput"] == 1.0
     clock.now = 900.0  # before the run began
-    assert goodput.metrics()["perf/goodput"] == 50.0 / 110.0
+    assert goodput.metrics()["perf/goodput"] == 1.0
+    goodput.lost("down", 1e9)  # by a clock that was far ahead until it was set right
+    clock.now = 1200.0
+    assert goodput.metrics()["perf/goodput"] == 50.0 / 200.0
 
 
 def test_the_state_is_that_of_its_moment(clock: Clock) -> None:

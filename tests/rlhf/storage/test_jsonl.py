@@ -77,7 +77,10 @@ def test_a_users_file_may_have_blank_lines_any_line_breaks_a_mark_and_no_last_br
             given_rows(wrong, "rows.jsonl")
 
 
-def test_the_file_is_locked_while_a_torn_line_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_a_shared_file_is_locked_while_a_torn_line_is_cut(
+    is_shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another process that is still writing its line is waited for; afterwards the lock is free."""
     path, found = tmp_path / "rows.jsonl", list[bool | None]()
 
@@ -86,8 +89,8 @@ def test_the_file_is_locked_while_a_torn_line_is_cut(tmp_path: Path, monkeypatch
             found.append(try_lock(other))
 
     monkeypatch.setattr(jsonl, "_cut_torn_line", cut)
-    append_line(path, {"step": 1})
+    append_line(path, {"step": 1}, is_shared)
     with path.open("ab") as other:
         found.append(try_lock(other))
-    assert found == [False, True]
+    assert found == [not is_shared, True], "a run waits for nobody who reads its files"
     assert read_lines(path) == [{"step": 1}]
