@@ -111,7 +111,7 @@ def show_report(console: Console, report: ComparisonReport) -> None:
         control = judged.length_controlled
         controlled = "none" if control is None else _interval(control.win_rate, control.low, control.high)
         note = ", answers of one side are nearly always longer" if control and control.is_confounded else ""
-        note += ", length and arm explain every judgement" if control and control.is_separated else ""
+        note += ", the judgements alone do not bound it" if control and control.is_separated else ""
         console.summary(
             f"the judge on {arm} against {report.base}",
             {
@@ -184,7 +184,10 @@ def describe(found: Estimate) -> str:
 def _interval(value: float | None, low: float | None, high: float | None) -> str:
     if value is None:
         return "not compared with the base"
-    return f"{value:.4g}" if low is None or high is None else f"{value:.4g} [{low:.4g}, {high:.4g}]"
+    if low is None and high is None:
+        return f"{value:.4g}"
+    low_end, high_end = ("?" if end is None else f"{end:.4g}" for end in (low, high))
+    return f"{value:.4g} [{low_end}, {high_end}]"
 
 
 def _show_usage(console: Console, report: ComparisonReport) -> None:

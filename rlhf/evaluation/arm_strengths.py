@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit
 
+from rlhf.evaluation.intervals import percentile_interval
 from rlhf.types import Bool, Float64, Int64
 
 RIDGE = 0.01
@@ -41,8 +42,8 @@ class ArmStrength:
     """None if no comparison leads from the arm to the base."""
     low: float | None
     high: float | None
-    """Ends of the 95% percentile interval; None for the base, if all resamples give one value, or if the outcomes bound
-    the strength on one side only, as of an arm that always wins: the ridge alone keeps it finite then."""
+    """Ends of the 95% percentile interval; None for the base, and if all resamples give one value. An end is also None
+    if too many resamples do not bound the strength on its side, as of an arm that lost once: only the ridge does."""
 
 
 def rank_arms(
@@ -64,24 +65,17 @@ def rank_arms(
     wins = _wins_by_cluster(first, second, value, np.array([clusters[o.item] for o in outcomes]), len(arms))
     groups = len(wins)
     drawn = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), size=resamples)
-    strength = fit_strengths(wins.sum(0)[None])[0]
-    strength = strength - strength[base]
-    resampled = fit_strengths(np.einsum("bg,gij->bij", drawn.astype(np.float64), wins))
-    low, high = np.percentile(resampled - resampled[:, [base]], [2.5, 97.5], axis=0)
-    wins_of_all = wins.sum(0)
-    linked = _reached(wins_of_all + wins_of_all.T, base)
-    # Ford 1957, Am. Math. Mon. 64, 28-33: a difference is finite if wins lead from either arm to the other.
-    is_bounded = _reached(wins_of_all, base) & _reached(wins_of_all.T, base)
-    has_interval = is_bounded & (high - low > 1e-9)
-    return tuple(
-        ArmStrength(
-            arm=arm,
-            strength=float(strength[i]) if linked[i] else None,
-            low=float(low[i]) if has_interval[i] else None,
-            high=float(high[i]) if has_interval[i] else None,
-        )
-        for i, arm in enumerate(arms)
-    )
+    tables = np.einsum("bg,gij->bij", drawn.astype(np.float64), wins)
+    strength, resampled = (found - found[:, [base]] for found in map(fit_strengths, (wins.sum(0)[None], tables)))
+    is_linked = _leads(wins.sum(0) + wins.sum(0).T)[base]
+    # Ford 1957, Am. Math. Mon. 64, 28-33: the outcomes bound a difference from above if wins lead from the base to the
+    # arm, and from below if they lead back.
+    leads = _leads(tables)
+    found = []
+    for i, arm in enumerate(arms):
+        low, high = percentile_interval(resampled[:, i], ~leads[:, i, base], ~leads[:, base, i])
+        found.append(ArmStrength(arm=arm, strength=float(strength[0, i]) if is_linked[i] else None, low=low, high=high))
+    return tuple(found)
 
 
 def fit_strengths(wins: Float64) -> Float64:
@@ -115,11 +109,9 @@ def _wins_by_cluster(first: Int64, second: Int64, value: Float64, clusters: Int6
     return wins
 
 
-def _reached(wins: Float64, base: int) -> Bool:
-    """(A,) whether wins lead from the base to each arm, over others."""
-    reached = np.arange(len(wins)) == base
-    while True:
-        more = reached | (wins[reached] > 0).any(0)
-        if (more == reached).all():
-            return reached
-        reached = more
+def _leads(wins: Float64) -> Bool:
+    """(..., A, A) whether wins lead from i to j, over others or at once; from each arm to itself they do."""
+    leads = (wins > 0) | np.eye(wins.shape[-1], dtype=np.bool_)
+    for _ in range(wins.shape[-1].bit_length()):
+        leads = leads @ leads
+    return leads

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import stdtrit  # quantiles of Student's t: scipy.stats takes a second to import
 
+from rlhf.types import Bool, Float64
+
 Z95 = 1.959963984540054
 """The standard normal distribution has 95% of its mass within ±this value."""
 
@@ -75,3 +77,24 @@ def mean_interval(values: ArrayLike, clusters: ArrayLike | None = None) -> tuple
     size = float(len(array)) if clusters is None else effective_size(array, clusters)
     half_width = stdtrit(len(array) - 1, 0.975) * array.std(ddof=1) / math.sqrt(size)
     return float(array.mean() - half_width), float(array.mean() + half_width)
+
+
+def percentile_interval(drawn: Float64, has_no_least: Bool, has_no_greatest: Bool) -> tuple[float | None, float | None]:
+    """95% percentile interval of resampled values (B,), of which some are bounded by a prior alone.
+
+    Those count as infinite, so that an end is None once they reach its percentile: the data say nothing of it. There is
+    no interval either if all resamples give one value.
+
+    Args:
+        has_no_least: (B,) whether nothing in the resample bounds the value from below.
+        has_no_greatest: (B,) the same from above. Of a value that is bounded on no side nothing is known: at either end
+            it counts as the extreme.
+    """
+    least = np.where(has_no_least, -np.inf, np.where(has_no_greatest, np.inf, drawn))
+    greatest = np.where(has_no_greatest, np.inf, np.where(has_no_least, -np.inf, drawn))
+    with np.errstate(invalid="ignore"):  # between two infinite values
+        ends = float(np.percentile(least, 2.5)), float(np.percentile(greatest, 97.5))
+    if ends[1] - ends[0] < 1e-9:
+        return None, None
+    low, high = (end if math.isfinite(end) else None for end in ends)
+    return low, high

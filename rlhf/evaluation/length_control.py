@@ -6,8 +6,8 @@ Two things differ. The paper's third term, the difficulty of each instruction, i
 and is left out here, where the items are the user's own. And the paper learns the effect of length from clones of the
 base that are known to be only longer or shorter; here an arm whose answers are nearly always longer (or shorter) is
 flagged, because nothing in its data separates length from quality, and what length can explain counts as length.
-Flagged too is an arm whose every outcome the regression explains, as by a judge that decides by length alone: then the
-priors alone keep the effects finite (Albert and Anderson 1984, Biometrika 71, 1-10).
+Flagged too are outcomes that do not bound the arm's effect, as of an arm that always wins, or of a judge that decides
+by length alone: then its prior alone keeps it finite (Albert and Anderson 1984, Biometrika 71, 1-10).
 
 Shapes: n pairs, B resamples.
 """
@@ -20,7 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit
 
-from rlhf.types import Float64, Int64
+from rlhf.evaluation.intervals import percentile_interval
+from rlhf.types import Bool, Float64, Int64
 
 SPREAD, SPREAD_IF_CONFOUNDED = 1.0, 0.1
 """Standard deviation, in logits, of the prior of the arm's effect. The first changes a win rate of 73% over 200 pairs
@@ -42,8 +43,8 @@ class LengthControl:
     win_rate: float
     low: float | None
     high: float | None
-    """None if ``is_confounded``, since resampling cannot say how wrong the assumption is, or if ``is_separated``, since
-    resamples differ as little as the priors."""
+    """None if ``is_confounded``, since resampling cannot say how wrong the assumption is, and if all resamples give one
+    value. An end is also None if too many resamples do not bound the arm's effect on its side, as if it lost once."""
     raw: float
     """Win rate without the control."""
     length_effect: float
@@ -51,8 +52,7 @@ class LengthControl:
     is_confounded: bool
     """The arm's answers are nearly always longer, or nearly always shorter: the number rests on an assumption."""
     is_separated: bool
-    """Every outcome follows from the difference of lengths, or all are wins, or all losses: the number is the
-    priors'."""
+    """The outcomes do not bound the arm's effect, on one side or on both: the number is the prior's."""
 
 
 def length_controlled(
@@ -75,12 +75,13 @@ def length_controlled(
     is_confounded = overlap < LEAST_OVERLAP
     spread = SPREAD_IF_CONFOUNDED if is_confounded else SPREAD
     arm, length = fit(value, shift, np.ones((1, len(value))), spread)[0]
-    is_separated = _is_separated(value, shift)
+    is_separated = bool(np.any(_unbounded(value, shift, np.ones((1, len(value))))))
     low: float | None = None
     high: float | None = None
-    if not is_confounded and not is_separated:
-        drawn = fit(value, shift, _resampled(np.asarray(clusters)[is_known], seed, resamples), spread)
-        low, high = (float(end) for end in np.percentile(expit(drawn[:, 0]), [2.5, 97.5]))
+    if not is_confounded and not is_separated:  # what does not bound the effect, no part of it does
+        weights = _resampled(np.asarray(clusters)[is_known], seed, resamples)
+        drawn = expit(fit(value, shift, weights, spread)[:, 0])
+        low, high = percentile_interval(drawn, *_unbounded(value, shift, weights))
     return LengthControl(
         win_rate=float(expit(arm)),
         low=low,
@@ -132,16 +133,25 @@ def _loss(effects: Float64, value: Float64, design: Float64, weights: Float64, r
     return np.asarray(loss)
 
 
-def _is_separated(value: Float64, shift: Float64) -> bool:
-    """Whether some θ and φ predict every outcome: one limit of the shift parts what was won from what was lost.
+def _unbounded(value: Float64, shift: Float64, weights: Float64) -> tuple[Bool, Bool]:
+    """(B,) whether the pairs with a weight do not bound θ from below, and whether they do not bound it from above.
 
-    Outcomes between 0 and 1 are on both sides, so that they must lie at the limit itself.
+    Outcomes between 0 and 1 are wins and losses.
     """
-    won, lost = shift[value > 0], shift[value < 1]
-    if not len(won) or not len(lost):
-        return True
-    is_parted = won.min() >= lost.max() or won.max() <= lost.min()
-    return bool(is_parted and shift.min() < shift.max())
+    won, lost = (weights > 0) & (value > 0), (weights > 0) & (value < 1)
+    return _is_parted(lost, won, shift), _is_parted(won, lost, shift)
+
+
+def _is_parted(near: Bool, far: Bool, shift: Float64) -> Bool:
+    """(B,) whether a limit of the shift other than 0 has ``near`` on the side of 0, and ``far`` on the other; or on it.
+
+    Along a line that is 0 at the limit and positive at 0, θ can grow without making any outcome less likely: the near
+    ones are wins, the far ones losses. A limit at 0 leaves θ to the pairs of equal length, and only φ is unbounded.
+    """
+    least, most = np.where(far, shift, np.inf).min(1), np.where(far, shift, -np.inf).max(1)
+    is_above = (least > 0) & (np.where(near, shift, -np.inf).max(1) <= least)
+    is_below = (most < 0) & (np.where(near, shift, np.inf).min(1) >= most)
+    return np.asarray(is_above | is_below)
 
 
 def _resampled(clusters: Int64, seed: int, resamples: int) -> Float64:

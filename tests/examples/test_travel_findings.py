@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from examples.travel.compare.findings import (
     Contradiction,
@@ -104,3 +105,12 @@ def test_without_a_clear_difference_there_is_no_contradiction() -> None:
     assert find_contradiction(report(people={**PEOPLE, "fluent": 1.7}), "judge") is None
     assert find_contradiction(report(), "fact") == Contradiction(metric="fact", above="base", below="fluent")
     assert find_contradiction(report(people={"base": 0.5, "fluent": 0.0, "right": 2.0}), "fact") is None
+
+
+def test_an_end_that_is_not_known_contradicts_nothing() -> None:
+    given = report()
+    for arm, end in (("fluent", "high"), ("right", "low")):
+        ranking = tuple(replace(r, **{end: None}) if r.arm == arm else r for r in given.ranking_by_people)
+        assert find_contradiction(replace(given, ranking_by_people=ranking), "judge") is None
+    alone = tuple(replace(r, low=None, high=None) if r.arm == "fluent" else r for r in given.ranking_by_people)
+    assert find_contradiction(replace(given, ranking_by_people=alone), "judge") is not None

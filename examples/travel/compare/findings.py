@@ -119,7 +119,10 @@ def _is_stronger(high: ArmStrength, low: ArmStrength) -> bool:
 
 
 def _ends(value: float | None, low: float | None, high: float | None) -> tuple[float | None, float | None]:
-    return (value if low is None else low), (value if high is None else high)
+    """The value itself without an interval; a single missing end is not known, and no value is beyond it."""
+    if low is None and high is None:
+        return value, value
+    return low, high
 
 
 def _strength(report: ComparisonReport, arm: str | None) -> ArmStrength:

@@ -138,7 +138,10 @@ def _interval(number: Number) -> str:
     value, low, high = number
     if value is None:
         return ""
-    return f"{value:.3g}" if low is None or high is None else f"{value:.3g} [{low:.3g}, {high:.3g}]"
+    if low is None and high is None:
+        return f"{value:.3g}"
+    low_end, high_end = ("?" if end is None else f"{end:.3g}" for end in (low, high))
+    return f"{value:.3g} [{low_end}, {high_end}]"
 
 
 def draw(report: ComparisonReport, out: Path) -> None:

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 from launch.cli import main
+from launch.evaluate.comparison import describe
 from rlhf import http_retries
+from rlhf.evaluation.bootstrap import Estimate
 from rlhf.feedback.records import Answer, Choice
 from tests.rlhf.arms.comparison_files import write_comparison, write_votes
 from tests.rlhf.evaluation.judge_service import Rule, judging, pick, tagged
@@ -53,6 +55,14 @@ def prefer_the_castle(prompt: str) -> object:
     if "<answer_a>" not in prompt:
         return {"reason": "", "score": 9 if "castle" in tagged(prompt, "answer") else 2}
     return pick("castle" in tagged(prompt, "answer_a"))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [(1, 4, "2.5 [1, 4]"), (1, None, "2.5 [1, ?]"), (None, 4, "2.5 [?, 4]"), (None, None, "2.5")],
+)
+def test_an_end_that_is_not_known_is_shown_as_such(low: float | None, high: float | None, text: str) -> None:
+    assert describe(Estimate(value=2.5, low=low, high=high, items=9)) == text
 
 
 def comparison(folder: Path, **settings: Any) -> Path:

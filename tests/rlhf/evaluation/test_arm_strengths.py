@@ -46,7 +46,21 @@ def test_an_arm_that_always_wins_has_no_interval_beside_others() -> None:
     assert other.low is not None and other.high is not None
     # A loss against the other arm bounds it: the other arm loses to the base.
     bounded = rank_arms([*given, *outcomes(1, 2, 5, 5)], ("base", "winner", "other"), 0, range(50), seed=0)
-    assert bounded[1].low is not None
+    assert bounded[1].low is not None and bounded[1].high is not None
+
+
+def test_an_arm_that_lost_once_has_no_upper_end() -> None:
+    # (29/30)^30 = 36% of the resamples have no loss; in the others the ridge is of no account. A resample has at most 3
+    # losses with a probability of 98.1%, at most 2 with one of 92.1%: the lower end is ln(27/3).
+    arm = rank_arms(outcomes(1, 0, 29, 1), ("base", "arm"), 0, range(30), seed=0)[1]
+    assert arm.low == pytest.approx(math.log(9), abs=0.02)
+    assert arm.strength == pytest.approx(math.log(29), abs=0.1)
+    assert arm.high is None
+    other = rank_arms(outcomes(1, 0, 1, 29), ("base", "arm"), 0, range(30), seed=0)[1]
+    assert other.low is None and other.high == pytest.approx(-math.log(9), abs=0.02)
+    # With 5 losses 0.4% of the resamples have none, fewer than lie above the upper end.
+    often = rank_arms(outcomes(1, 0, 25, 5), ("base", "arm"), 0, range(30), seed=0)[1]
+    assert often.low is not None and often.high is not None
 
 
 def test_the_base_may_be_any_arm() -> None:

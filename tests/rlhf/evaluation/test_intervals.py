@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from rlhf.evaluation.intervals import effective_size, mean_interval, share_interval, wilson_interval
+from rlhf.evaluation.intervals import (
+    effective_size,
+    mean_interval,
+    percentile_interval,
+    share_interval,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -95,3 +101,21 @@ def test_a_clustered_interval_holds_the_truth_where_wilsons_over_pairs_does_not(
     covered = [np.mean((found[:, 0] <= truth) & (truth <= found[:, 1])) for found in (clustered, naive)]
     assert 0.93 < covered[0] < 0.975
     assert covered[1] < 0.85
+
+
+@pytest.mark.parametrize(("unbounded", "is_known"), [(0, True), (24, True), (26, False), (1000, False)])
+def test_an_end_is_unknown_where_its_percentile_is_not_bounded(unbounded: int, is_known: bool) -> None:
+    drawn = np.arange(1000.0)
+    nothing, many = np.zeros(1000, dtype=bool), drawn < unbounded  # of any value: a prior may have moved them
+    low, high = percentile_interval(drawn, nothing, many)
+    assert (high is not None, low is not None) == (is_known, unbounded < 975)
+    low, high = percentile_interval(drawn, many, nothing)
+    assert (low is not None, high is not None) == (is_known, unbounded < 975)
+    low, high = percentile_interval(drawn, many, many)
+    assert (low is not None, high is not None) == (is_known, is_known)
+
+
+def test_resamples_of_one_value_have_no_interval() -> None:
+    nothing = np.zeros(9, dtype=bool)
+    assert percentile_interval(np.full(9, 0.5), nothing, nothing) == (None, None)
+    assert percentile_interval(np.linspace(0, 1, 9), nothing, nothing) == pytest.approx((0.025, 0.975))

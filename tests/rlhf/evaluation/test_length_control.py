@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.optimize import minimize
+from scipy.optimize import linprog, minimize
 from scipy.special import expit
 
 from rlhf.evaluation.length_control import LENGTH_SPREAD, LengthControl, fit, length_controlled
@@ -95,7 +95,8 @@ def test_separated_data_is_fitted_to_its_optimum() -> None:
 def test_a_judge_that_goes_by_length_alone_gives_no_interval() -> None:
     draw = np.random.default_rng(5)
     by = draw.normal(0, 150, N).round()
-    values = np.where(by > 0, 1.0, np.where(by < 0, 0.0, 0.5))
+    by[by == 0] = 1.0
+    values = (by > 0).astype(float)
     found = controlled(values, by)
     assert (found.is_separated, found.is_confounded, found.low, found.high) == (True, False, None, None)
     assert found.win_rate == pytest.approx(0.5, abs=0.1)
@@ -103,6 +104,43 @@ def test_a_judge_that_goes_by_length_alone_gives_no_interval() -> None:
     assert controlled(np.ones(N), by).is_separated
     values[:5] = 1 - values[:5]
     assert not controlled(values, by).is_separated
+
+
+def test_pairs_of_equal_length_have_an_interval_though_the_longer_ones_are_all_won() -> None:
+    found = controlled(np.repeat([1.0, 0.0, 1.0], [70, 30, 1]), np.repeat([0.0, 8.0], [100, 1]))
+    assert (found.is_separated, found.is_confounded) == (False, False)
+    assert found.win_rate == pytest.approx(0.7, abs=0.01)
+    # By the normal distribution: 1.96 · √(0.7 · 0.3/100).
+    assert (found.low, found.high) == pytest.approx((0.61, 0.79), abs=0.025)
+
+
+def test_the_effect_is_unbounded_where_a_linear_program_says_so() -> None:
+    draw = np.random.default_rng(6)
+    kinds = set()
+    for _ in range(40):
+        by, values = draw.integers(-2, 3, 4).astype(float), draw.choice([0.0, 0.5, 1.0], 4)
+        shift = np.tanh(by / (by.std() or np.abs(by).mean() or 1.0))
+        rows = np.column_stack([np.ones(4), shift])
+        # A direction in which no outcome becomes less likely: rises of wins and falls of losses.
+        limits = np.concatenate([-rows[values > 0], rows[values < 1]])
+        largest = [
+            linprog([-sign, 0], limits, np.zeros(len(limits)), bounds=[(-1, 1), (None, None)]).x[0] * sign
+            for sign in (1, -1)
+        ]
+        assert controlled(values, by).is_separated == (max(largest) > 0.5), (by, values)
+        kinds.add(tuple(np.round(largest)))
+    assert len(kinds) == 4
+
+
+def test_an_arm_that_lost_once_has_no_upper_end() -> None:
+    by = np.random.default_rng(7).normal(0, 100, 60)
+    values = np.ones(60)
+    values[np.argmin(np.abs(by))] = 0.0
+    found = controlled(values, by)
+    assert (found.high, found.is_separated) == (None, False)
+    assert found.low is not None and found.low < found.win_rate < found.raw == 59 / 60
+    other = controlled(1 - values, by)
+    assert other.low is None and other.high is not None and other.high > other.raw
 
 
 def test_failures_do_not_count_and_nothing_judged_is_nothing() -> None:
