@@ -25,6 +25,8 @@ LARGEST_SHARE = 0.9
 """Largest fraction of the rows that one label may have."""
 FEWEST_TO_BALANCE = 20
 """Rows; in fewer, shares of labels mean little."""
+SHORTEST_ANSWER = 40
+"""Characters; that shorter answers are equal, such as a yes, is no fault."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,7 @@ def lint(rows: Sequence[EvaluationRow], train: Sequence[EvaluationRow], limits: 
         *too_long(rows, limits.longest_answer),
         *imbalance(rows),
         *duplicates(rows, "question", lambda row: (row.prompt,)),
-        *duplicates(rows, "answer", lambda row: row.answers),
+        *duplicates(rows, "answer", _long_answers),
         *leaks(rows, train),
     ]
 
@@ -115,17 +117,20 @@ def duplicates(
     """Rows with a text that repeats, or nearly repeats, one of an earlier row; the earliest is named."""
     index = _Index()
     for number, row in enumerate(rows):
-        texts = [text for text in texts_of(row) if text.strip()]
-        found = index.nearest(texts)
-        index.add(number, texts)
+        found = index.nearest(texts_of(row))
+        index.add(number, texts_of(row))
         if found is not None:
             yield _duplicate(what, row, rows[found[0]], found[1])
 
 
 def leaks(rows: Sequence[EvaluationRow], train: Sequence[EvaluationRow]) -> Iterator[LintFinding]:
     """Rows whose question, or answer of some length, is in the training data."""
-    yield from _leaks(rows, train, "question", lambda row: (row.prompt,), 1)
-    yield from _leaks(rows, train, "answer", lambda row: row.answers, 40)
+    yield from _leaks(rows, train, "question", lambda row: (row.prompt,))
+    yield from _leaks(rows, train, "answer", _long_answers)
+
+
+def _long_answers(row: EvaluationRow) -> tuple[str, ...]:
+    return tuple(text for text in row.answers if len(text.strip()) >= SHORTEST_ANSWER)
 
 
 def _leaks(
@@ -133,14 +138,13 @@ def _leaks(
     train: Sequence[EvaluationRow],
     what: str,
     texts_of: Callable[[EvaluationRow], tuple[str, ...]],
-    fewest: int,
 ) -> Iterator[LintFinding]:
-    """Rows with a text of at least ``fewest`` characters that is in the training data."""
+    """Rows with a text that is in the training data."""
     index = _Index()
     for number, row in enumerate(train):
-        index.add(number, [text for text in texts_of(row) if len(text.strip()) >= fewest])
+        index.add(number, texts_of(row))
     for row in rows:
-        found = index.nearest([text for text in texts_of(row) if len(text.strip()) >= fewest])
+        found = index.nearest(texts_of(row))
         if found is not None:
             yield _leak(what, row, train[found[0]], found[1])
 
@@ -156,16 +160,18 @@ def _leak(what: str, row: EvaluationRow, other: EvaluationRow, similarity: float
 
 
 class _Index:
-    """Texts by MinHash, under the number of their row."""
+    """Each text once, by MinHash, and the first row that has it. Blank texts are left out."""
 
     def __init__(self) -> None:
         self._buckets = MinHashLSH(threshold=CANDIDATE, num_perm=PERMUTATIONS)
-        self._shingles: dict[tuple[int, int], frozenset[str]] = {}
+        self._rows: dict[frozenset[str], int] = {}
 
     def add(self, number: int, texts: Sequence[str]) -> None:
-        for i, text in enumerate(texts):
-            self._shingles[number, i] = shingles(text)
-            self._buckets.insert((number, i), _minhash(self._shingles[number, i]))
+        for text in filter(str.strip, texts):
+            own = shingles(text)
+            if own not in self._rows:
+                self._rows[own] = number
+                self._buckets.insert(own, _minhash(own))
 
     def nearest(self, texts: Sequence[str]) -> tuple[int, float] | None:
         """The row of the text most similar to one of these, the earliest of equal ones, and the similarity.
@@ -173,8 +179,9 @@ class _Index:
         None below ``SIMILAR``.
         """
         found = []
-        for own in map(shingles, texts):
-            found += [(key[0], jaccard(own, self._shingles[key])) for key in self._buckets.query(_minhash(own))]
+        for own in map(shingles, filter(str.strip, texts)):
+            alike = [own] if own in self._rows else self._buckets.query(_minhash(own))
+            found += [(self._rows[each], jaccard(own, each)) for each in alike]
         best = max(found, key=lambda each: (each[1], -each[0]), default=(0, 0.0))
         return best if best[1] >= SIMILAR else None
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf.evaluation.lint import EvaluationRow, LintLimits, jaccard, lint, shingles
+from rlhf.evaluation import lint as lint_module
+from rlhf.evaluation.lint import EvaluationRow, LintLimits, duplicates, jaccard, lint, shingles
 from rlhf.records import RowLocation
 
 TEXTS = [
@@ -80,12 +81,32 @@ def test_every_reference_of_a_row_counts() -> None:
     said = "The museum opens at ten and closes at five."
     train = [EvaluationRow(location=RowLocation("train.jsonl", 8), prompt="Elsewhere?", answers=(said,))]
     location = RowLocation("set.jsonl", 9)
-    several = EvaluationRow(location=location, prompt="When is it open?", answers=(said + "!", said, "From ten."))
-    assert found([*rows(TEXTS[:1], ["From ten."]), several], train, longest_answer=43) == [
+    other = "From ten, and on Sundays only from noon on."
+    several = EvaluationRow(location=location, prompt="When is it open?", answers=(said + "!", said, other))
+    assert found([*rows(TEXTS[:1], [other]), several], train, longest_answer=43) == [
         "set.jsonl:9: answer over the limit: 44 characters, and the limit is 43",
         "set.jsonl:9: duplicate answer: as in set.jsonl:1 (similarity 1.00)",
         "set.jsonl:9: leak from training: answer as in train.jsonl:8 (similarity 1.00)",
     ]
+
+
+def test_equal_answers_are_compared_once_and_each_row_with_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    digested: list[frozenset[str]] = []
+    digest = lint_module._minhash
+    monkeypatch.setattr(lint_module, "_minhash", lambda of: digested.append(of) or digest(of))
+    answers = ["It is open on all days of the week.     ", "No, guests have to leave it before the evening."] * 50
+    given = rows([chr(0x4E00 + i) * 9 for i in range(100)], answers)
+    assert [str(each) for each in duplicates(given, "answer", lambda row: row.answers)] == [
+        f"set.jsonl:{i}: duplicate answer: as in set.jsonl:{2 - i % 2} (similarity 1.00)" for i in range(3, 101)
+    ]
+    assert len(digested) == 4  # each of two texts when it is looked up, and when it is kept
+
+
+def test_equal_short_answers_are_no_fault() -> None:
+    prompts = [chr(0x4E00 + i) * 9 for i in range(10)]
+    assert found(rows(prompts, ["yes", "no"] * 5)) == []
+    assert found(rows(prompts[:2], ["x" * 39] * 2)) == []
+    assert len(found(rows(prompts[:2], ["x" * 40] * 2))) == 1
 
 
 def test_missing_fields_and_long_answers_are_named() -> None:
