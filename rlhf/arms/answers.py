@@ -128,8 +128,8 @@ def _answers_in(value: object) -> tuple[str, ...]:
     turns = turns_in(value) if isinstance(value, str) else value
     if are_turns(turns):
         return _last_reply(turns)
-    given = value if isinstance(value, list) else [] if value is None else [value]
-    return tuple(text for each in given if (text := str(each)).strip())
+    given = value if isinstance(value, list) else [value]
+    return tuple(text for each in given if each is not None and (text := str(each)).strip())
 
 
 def _last_reply(turns: object) -> tuple[str, ...]:

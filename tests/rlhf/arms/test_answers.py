@@ -98,7 +98,7 @@ def test_repeated_items_and_rows_without_response_are_refused(tmp_path: Path) ->
 
 def test_rows_of_the_lint_read_any_answer(tmp_path: Path) -> None:
     rows = [
-        {"prompt": "a", "references": ["one", "two"], "label": 1},
+        {"prompt": "a", "references": ["one", None, "two"], "label": 1},
         {"prompt": "b", "completion": [{"role": "assistant", "content": "three"}]},
         {"prompt": "c", "label": None},
         {"prompt": "d", "references": [], "completion": "four", "label": False},
