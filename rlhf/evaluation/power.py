@@ -15,6 +15,8 @@ POWER = 0.8
 LEVEL = 0.05
 LEAST_DIFFERENCE = 1e-12
 """Smaller ones are below the rounding of any metric."""
+ROUNDING = 1e-9
+"""Relative; differences that vary less are equal but for the rounding of the values that they are taken from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +47,9 @@ def prompts_needed(
 def prompts_for(differences: ArrayLike, clusters: ArrayLike, difference: float, power: float = POWER) -> PromptsNeeded:
     """Prompts that a ``difference`` needs, by the deviation of measured differences (n,), n ≥ 2, and their clusters."""
     array = np.asarray(differences, dtype=np.float64)
-    if (array == array[0]).all():
-        return PromptsNeeded(count=None, reason="no difference varies")
     with np.errstate(over="ignore", invalid="ignore"):
+        if np.ptp(array) <= LEAST_DIFFERENCE + ROUNDING * np.abs(array).max():
+            return PromptsNeeded(count=None, reason="no difference varies")
         deviation = float(array.std(ddof=1))
     try:
         # Of scaled differences, whose squares are finite; the design effect is of no unit.

@@ -51,6 +51,9 @@ def test_repeated_values_need_more_prompts() -> None:
 
 def test_differences_that_tell_nothing_have_a_reason() -> None:
     assert prompts_for([0.0] * 5, range(5), 0.02).reason == "no difference varies"
+    for rounded in ([0.3 - 0.2, 0.2 - 0.1, 0.4 - 0.3], [0.1 + 0.2 - 0.3, 0.0], [1000.1 - 1000, 50.1 - 50]):
+        assert len({*rounded}) > 1
+        assert prompts_for(rounded, range(len(rounded)), 0.02).reason == "no difference varies"
     for scale in (1e155, 1e300):
         found = prompts_for([scale, -scale, scale / 2, 0.0], range(4), 0.02)
         assert (found.count, found.reason) == (None, "the differences vary too much")
