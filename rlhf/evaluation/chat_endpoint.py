@@ -80,6 +80,8 @@ class Reply:
     failure: str = ""
     is_answered: bool = False
     """Of a failure: the service did answer, and not as it was asked to."""
+    fix: str = ""
+    """What the user can do if all replies fail like this one; empty if only the service's own words say it."""
 
 
 @dataclass(kw_only=True)
@@ -105,6 +107,7 @@ class ChatEndpoint:
             UserError: url, proxy settings or key cannot be used.
         """
         self.config, self.usage, self._cache = config, Usage(), cache
+        self._useful_paths = set[str]()
         self.name = f"judge {without_secrets(config.url)}"
         self._loop = asyncio.Runner()
         headers = {"Content-Type": "application/json", **bearer(config.key_variable)}
@@ -120,8 +123,8 @@ class ChatEndpoint:
         """Reply to each question; equal questions are asked once.
 
         Raises:
-            UserError: the service refuses the key, the model or the address, or answers nothing as it is asked to.
-            MachineryError: no question got a reply.
+            UserError: the service refuses the key, the model or the address, or has answered nothing as it is asked to.
+            MachineryError: no question has got a reply so far.
         """
         return self._run("chat/completions", [self._chat_body(q) for q in questions], [q.schema for q in questions])
 
@@ -160,17 +163,18 @@ class ChatEndpoint:
         asked = {key: (body, schema) for key, body, schema in zip(keys, bodies, schemas) if key not in found}
         new = self._loop.run(self._request_all(path, asked))
         self.usage.failures += sum(bool(reply.failure) for reply in new.values())
-        if new and all(reply.failure for reply in new.values()) and not found:
-            raise self._nothing_useful(path, [*new.values()])
-        return [(found | new)[key] for key in keys]
+        replies = found | new
+        if not all(reply.failure for reply in replies.values()):
+            self._useful_paths.add(path)
+        if new and path not in self._useful_paths:
+            raise self._nothing_useful([*new.values()])
+        return [replies[key] for key in keys]
 
-    def _nothing_useful(self, path: str, replies: Sequence[Reply]) -> UserError | MachineryError:
+    def _nothing_useful(self, replies: Sequence[Reply]) -> UserError | MachineryError:
         """The error of a service that gave failures only."""
         if all(reply.is_answered for reply in replies):
-            fix = "the service must support response_format json_schema; vLLM does"
-            if path == "embeddings":
-                fix = "name a model of embeddings in judge.embedding_model"
-            return UserError(f"{self.name} answered no request as it was asked to", replies[-1].failure, fix)
+            last = replies[-1]
+            return UserError(f"{self.name} answered no request as it was asked to", last.failure, last.fix)
         reply = "useful reply" if any(reply.is_answered for reply in replies) else "reply"
         return MachineryError(f"{self.name} gave no {reply}; last failure: {replies[-1].failure}")
 
@@ -238,10 +242,19 @@ class ChatEndpoint:
             raise UserError(f"{self.name} refuses requests with HTTP {status}", shown(), fix)
         if status // 100 != 2:
             return Reply(failure=f"HTTP {status}: {shown()}", is_answered=True)
+        answer: Any = None
         try:
-            return Reply(content=self._content(json.loads(body), schema))
+            answer = json.loads(body)
+            return Reply(content=self._content(answer, schema))
         except (*_MALFORMED, jsonschema.ValidationError) as error:
-            return Reply(failure=f"{type(error).__name__} in the reply {shown()!r}", is_answered=True)
+            failure = f"{type(error).__name__} in the reply {shown()!r}"
+        fix = "the service must support response_format json_schema; vLLM does"
+        if schema is None:
+            fix = "name a model of embeddings in judge.embedding_model"
+        elif _is_cut(answer):
+            failure = f"the reply was cut after {self.config.max_tokens:,} tokens"
+            fix = "raise judge.max_tokens"
+        return Reply(failure=failure, is_answered=True, fix=fix)
 
     def _content(self, answer: Any, schema: Mapping[str, Any] | None) -> Any:
         """What a reply holds, checked; whatever is not as it should be raises."""
@@ -255,6 +268,13 @@ class ChatEndpoint:
     def _hide(self, text: str) -> str:
         """A text without the key, which a service may quote in its messages."""
         return without_secrets(text.replace(self._key, HIDDEN) if self._key else text)
+
+
+def _is_cut(answer: Any) -> bool:
+    """Whether a chat reply ends where it was as long as allowed."""
+    with suppress(*_MALFORMED):
+        return bool(answer["choices"][0]["finish_reason"] == "length")
+    return False
 
 
 def _of_one_size(vectors: list[Reply]) -> list[Reply]:

@@ -88,13 +88,34 @@ def test_a_malformed_usage_leaves_the_reply_good(usage: bytes) -> None:
     assert (contents, endpoint.usage.failures, endpoint.usage.prompt_tokens) == ([{"n": 1}], 0, 0)
 
 
-@pytest.mark.parametrize("reply", ["no JSON", (400, {}, b"response_format is unknown")])
-def test_a_service_that_answers_nothing_as_asked_is_the_users_error(reply: object) -> None:
+CUT = b'{"choices": [{"finish_reason": "length", "message": {"content": "{\\"n\\": 1"}}]}'
+
+
+@pytest.mark.parametrize(
+    ("reply", "why", "fix"),
+    [
+        ("no JSON", "JSONDecodeError in the reply", "the service must support response_format json_schema; vLLM does"),
+        ((200, {}, CUT), "the reply was cut after 1,024 tokens", "raise judge.max_tokens"),
+        ((400, {}, b"at most 4096 tokens"), "HTTP 400: at most 4096 tokens", ""),
+    ],
+)
+def test_a_service_that_answers_nothing_as_asked_is_the_users_error(reply: object, why: str, fix: str) -> None:
     with pytest.raises(UserError, match="answered no request as it was asked to") as caught:
         asked(lambda prompt: reply, ["a", "b"])
-    assert caught.value.fix == "the service must support response_format json_schema; vLLM does"
+    assert (caught.value.why[: len(why)], caught.value.fix) == (why, fix)
     with judging(length, lambda text: []) as service, pytest.raises(UserError, match=r"judge\.embedding_model"):
         ChatEndpoint(config_of(service)).embed(["a"])
+
+
+@pytest.mark.parametrize("bad", ["no JSON", 503])
+def test_a_bad_reply_after_good_ones_ends_nothing(bad: object) -> None:
+    with judging(lambda prompt: bad if prompt == "bad" else {"n": 1}, lambda text: []) as service:
+        endpoint = ChatEndpoint(config_of(service))
+        assert [reply.content for reply in endpoint.ask([question("good")])] == [{"n": 1}]
+        assert [reply.content for reply in endpoint.ask([question("bad")])] == [None]
+        assert endpoint.usage.failures == 1
+        with pytest.raises(UserError, match=r"judge\.embedding_model"):  # another model, which gave nothing yet
+            endpoint.embed(["a"])
 
 
 def test_what_may_pass_is_asked_again() -> None:
