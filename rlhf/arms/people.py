@@ -51,11 +51,11 @@ def read_votes(path: str, arms: Arms) -> PeoplesVotes:
     index = {item.prompt: number for number, item in enumerate(arms.items)}
     found: dict[str, PairOutcome] = {}
     preferences: list[ArmPreference] = []
-    unmatched, ambiguous, votes = set[str](), set[str](), 0
+    missed, votes = {kind: set[str]() for kind in ("unmatched", "ambiguous")}, 0
     for outcome in aggregated.outcomes:
         matched = _match(outcome.item, arms, index)
-        if matched == "unmatched" or matched == "ambiguous":
-            (ambiguous if matched == "ambiguous" else unmatched).add(outcome.item.id)
+        if isinstance(matched, str):
+            missed[matched].add(outcome.item.id)
             continue
         item, first, second = matched
         tie = is_tie(outcome)
@@ -67,18 +67,18 @@ def read_votes(path: str, arms: Arms) -> PeoplesVotes:
             winner, loser = (first, second) if outcome.first_wins else (second, first)
             preferences.append(ArmPreference(item=item, winner=winner, loser=loser))
     if not found:
-        if ambiguous:
-            why = f"of {len(ambiguous):,} voted items two arms gave this text, and the vote names no policy"
+        if missed["ambiguous"]:
+            why = f"of {len(missed['ambiguous']):,} voted items two arms gave this text, and the vote names no policy"
             fix = "name the arm as the policy of each answer, or compare arms whose answers differ"
             raise UserError(f"votes: no vote of '{path}' is of one arm against another", why, fix)
-        why = f"none of its {len(unmatched):,} voted items has a prompt of the items and answers of two arms"
+        why = f"none of its {len(missed['unmatched']):,} voted items has a prompt of the items and answers of two arms"
         raise UserError(f"votes: '{path}' has no vote on this comparison", why, "let people compare these answers")
     return PeoplesVotes(
         preferences=tuple(preferences),
         outcomes=tuple(found.values()),
         votes=votes,
-        unmatched=len(unmatched),
-        ambiguous=len(ambiguous),
+        unmatched=len(missed["unmatched"]),
+        ambiguous=len(missed["ambiguous"]),
     )
 
 
