@@ -242,16 +242,16 @@ class ChatEndpoint:
             raise UserError(f"{self.name} refuses requests with HTTP {status}", shown(), fix)
         if status // 100 != 2:
             return Reply(failure=f"HTTP {status}: {shown()}", is_answered=True)
-        answer: Any = None
+        read: Any = None
         try:
-            answer = json.loads(body)
-            return Reply(content=self._content(answer, schema))
+            read = json.loads(body)
+            return Reply(content=self._content(read, schema))
         except (*_MALFORMED, jsonschema.ValidationError) as error:
             failure = f"{type(error).__name__} in the reply {shown()!r}"
         fix = "the service must support response_format json_schema; vLLM does"
         if schema is None:
             fix = "name a model of embeddings in judge.embedding_model"
-        elif _is_cut(answer):
+        elif _is_cut(read):
             failure = f"the reply was cut after {self.config.max_tokens:,} tokens"
             fix = "raise judge.max_tokens"
         return Reply(failure=failure, is_answered=True, fix=fix)
