@@ -9,17 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import expit
 
 from rlhf.evaluation.intervals import percentile_interval
+from rlhf.evaluation.ridge_logistic import fit_logistic
 from rlhf.types import Bool, Float64, Int64
 
 RIDGE = 0.01
 """Keeps the strength of an arm that always wins finite, and changes others by less than their rounding in print."""
 RESAMPLES = 1000
-STEPS = 40
-LARGEST_STEP = 2.0
-"""Of Newton's method, in logits: an arm that always wins would overshoot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +76,7 @@ def rank_arms(
 
 
 def fit_strengths(wins: Float64) -> Float64:
-    """(B, A) strengths with P(i beats j) = σ(s_i − s_j), for B tables at once, by Newton's method.
+    """(B, A) strengths with P(i beats j) = σ(s_i − s_j), for B tables at once.
 
     Minimises −Σ_ij wins_ij log σ(s_i − s_j) + RIDGE/2 Σ s² (Bradley and Terry 1952, Biometrika 39, 324-345), which is
     convex; ``rlhf.feedback.bradley_terry`` fits one large sparse table instead.
@@ -87,17 +84,10 @@ def fit_strengths(wins: Float64) -> Float64:
     Args:
         wins: (B, A, A) wins of i against j; a tie is half a win of either.
     """
-    size = wins.shape[-1]
-    totals = wins + wins.transpose(0, 2, 1)
-    strengths = np.zeros(wins.shape[:2])
-    for _ in range(STEPS):
-        expected = expit(strengths[:, :, None] - strengths[:, None, :])
-        slope = (totals * expected - wins).sum(2) + RIDGE * strengths
-        weight = totals * expected * (1 - expected)
-        curve = np.eye(size) * (weight.sum(2)[:, :, None] + RIDGE) - weight
-        step = np.linalg.solve(curve, slope[..., None])[..., 0]
-        strengths = strengths - np.clip(step, -LARGEST_STEP, LARGEST_STEP)
-    return strengths
+    identity = np.eye(wins.shape[-1])
+    first, second = np.triu_indices(wins.shape[-1], 1)
+    won, lost = wins[:, first, second], wins[:, second, first]
+    return fit_logistic(won, won + lost, identity[first] - identity[second], np.full(wins.shape[-1], RIDGE))
 
 
 def _wins_by_cluster(first: Int64, second: Int64, value: Float64, clusters: Int64, arms: int) -> Float64:

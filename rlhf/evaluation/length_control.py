@@ -21,6 +21,7 @@ import numpy as np
 from scipy.special import expit
 
 from rlhf.evaluation.intervals import percentile_interval
+from rlhf.evaluation.ridge_logistic import fit_logistic
 from rlhf.types import Bool, Float64, Int64
 
 SPREAD, SPREAD_IF_CONFOUNDED = 1.0, 0.1
@@ -31,9 +32,6 @@ LEAST_OVERLAP = 0.05
 LENGTH_SPREAD = 100.0
 """Of the prior of the effect of length: only keeps it finite."""
 RESAMPLES = 400
-_STEPS, _HALVINGS = 200, 30
-_TOLERANCE = 1e-9
-"""Slope of the mean loss at which a fit has converged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,41 +94,13 @@ def length_controlled(
 def fit(value: Float64, shift: Float64, weights: Float64, spread: float) -> Float64:
     """(B, 2) effects θ of the arm and φ of length that minimise the weighted cross-entropy of σ(θ + φ · shift).
 
-    Newton's method; the loss is convex, and the priors' ridges make its curvature positive. Steps that would raise the
-    loss are halved, and no step is limited: on separated data the effect of length is large.
-
     Args:
         value, shift: (n,) outcomes in [0, 1] and tanh(Δ/σ_Δ).
         weights: (B, n) weight of each pair in each fit.
         spread: standard deviation of the prior of θ.
     """
     design = np.column_stack([np.ones_like(shift), shift])
-    ridge = np.array([spread**-2, LENGTH_SPREAD**-2])
-    effects = np.zeros((len(weights), 2))
-    total = np.maximum(weights.sum(1), 1.0)
-    for _ in range(_STEPS):
-        expected = expit(effects @ design.T)
-        slope = (weights * (expected - value)) @ design + ridge * effects
-        is_left = np.abs(slope).max(1) > _TOLERANCE * total
-        if not is_left.any():
-            break
-        curve = np.einsum("bn,ni,nj->bij", weights * expected * (1 - expected), design, design) + np.diag(ridge)
-        step = np.linalg.solve(curve, slope[..., None])[..., 0] * is_left[:, None]
-        before = _loss(effects, value, design, weights, ridge)
-        for _ in range(_HALVINGS):
-            is_worse = _loss(effects - step, value, design, weights, ridge) > before * (1 + 1e-12)
-            if not is_worse.any():
-                break
-            step[is_worse] /= 2
-        effects = effects - step
-    return effects
-
-
-def _loss(effects: Float64, value: Float64, design: Float64, weights: Float64, ridge: Float64) -> Float64:
-    """(B,) weighted cross-entropy with the ridges."""
-    logit = effects @ design.T
-    loss = (weights * (np.logaddexp(0.0, logit) - value * logit)).sum(1) + (ridge * effects**2).sum(1) / 2
-    return np.asarray(loss)
+    return fit_logistic(weights * value, weights, design, np.array([spread**-2, LENGTH_SPREAD**-2]))
 
 
 def _unbounded(value: Float64, shift: Float64, weights: Float64) -> tuple[Bool, Bool]:
