@@ -10,6 +10,7 @@ from rlhf import http_retries
 from rlhf.errors import MachineryError, UserError
 from rlhf.evaluation.chat_endpoint import SHOWN, ChatEndpoint, JudgeQuestion
 from rlhf.evaluation.reply_cache import ReplyCache
+from rlhf.storage.jsonl import read_lines
 from tests.rlhf.evaluation.judge_service import Rule, config_of, judging
 
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
@@ -78,7 +79,7 @@ def test_a_malformed_reply_is_a_counted_failure_and_is_not_cached(reply: object,
     contents, endpoint = asked(rule, ["good", "bad"], tmp_path / "replies.jsonl")
     assert contents == [{"n": 1}, None]
     assert endpoint.usage.failures == 1
-    assert len(ReplyCache(tmp_path / "replies.jsonl")) == 1
+    assert len(read_lines(tmp_path / "replies.jsonl")) == len(ReplyCache(tmp_path / "replies.jsonl")) == 1
 
 
 @pytest.mark.parametrize("usage", [b"[]", b'"many"', b'{"prompt_tokens": 1e999}', b'{"prompt_tokens": [1]}', b"null"])
