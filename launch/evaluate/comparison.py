@@ -182,12 +182,9 @@ def describe(found: Estimate) -> str:
 
 
 def _interval(value: float | None, low: float | None, high: float | None) -> str:
-    if value is None:
-        return "not compared with the base"
-    if low is None and high is None:
-        return f"{value:.4g}"
-    low_end, high_end = ("?" if end is None else f"{end:.4g}" for end in (low, high))
-    return f"{value:.4g} [{low_end}, {high_end}]"
+    from rlhf.evaluation.intervals import describe_interval  # imports scipy
+
+    return "not compared with the base" if value is None else describe_interval(value, low, high)
 
 
 def _show_usage(console: Console, report: ComparisonReport) -> None:

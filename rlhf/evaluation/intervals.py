@@ -98,3 +98,15 @@ def percentile_interval(drawn: Float64, has_no_least: Bool, has_no_greatest: Boo
         return None, None
     low, high = (end if math.isfinite(end) else None for end in ends)
     return low, high
+
+
+def describe_interval(value: float, low: float | None, high: float | None, digits: int = 4) -> str:
+    """A value with the ends of its interval, if it has one; an end that is not known is shown as ``?``.
+
+    Args:
+        digits: significant ones.
+    """
+    if low is None and high is None:
+        return f"{value:.{digits}g}"
+    low_end, high_end = ("?" if end is None else f"{end:.{digits}g}" for end in (low, high))
+    return f"{value:.{digits}g} [{low_end}, {high_end}]"

@@ -15,7 +15,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.checkpoint_manager import CheckpointManager
@@ -31,16 +30,8 @@ from rlhf.run_state import StageState
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.spans import PhaseTimer
 from rlhf.zero.process_group import Rank
+from tests.actors.raylets import STORE, make_cluster
 
-STORE = 80 * 2**20
-LEAN: Any = {
-    "include_dashboard": False,
-    "_system_config": {
-        "prestart_worker_first_driver": False,
-        "health_check_initial_delay_ms": 0,
-        "health_check_period_ms": 300,  # a lost node is noticed within 2 s, not 15
-    },
-}
 BYTES = 2**20
 """Size of a rank's files: they stay on its node."""
 CONTEXT = PhaseContext(phase="test")
@@ -148,7 +139,7 @@ def wait_until(is_done: Callable[[], bool], seconds: float = 60) -> None:
 
 def main() -> None:
     """Write one JSON object for each lost node to the file that is named: Ray itself prints."""
-    own = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": STORE, **LEAN})
+    own = make_cluster()
     others = [own.add_node(num_cpus=1, object_store_memory=STORE) for _ in range(2)]
 
     def lose(node: Any) -> None:

@@ -21,17 +21,8 @@ from launch.preflight import prepare
 from rlhf.config.load import load_recipe
 from rlhf.errors import RLHFError, Stopped
 from rlhf.placement.pools import asked
+from tests.actors.raylets import STORE, make_cluster
 
-STORE = 80 * 2**20
-LEAN: Any = {
-    "include_dashboard": False,
-    "_system_config": {
-        "prestart_worker_first_driver": False,
-        "health_check_initial_delay_ms": 0,
-        "health_check_period_ms": 300,  # a lost node is noticed within 2 s, not 15
-    },
-}
-"""Without a worker process for each of the CPUs, of which no task makes use."""
 KINDS = {8: "H100", 4: "A100"}
 
 
@@ -109,7 +100,7 @@ def refusal(recipe_path: str, settings: list[str]) -> str:
 
 def main() -> None:
     """Of each line of settings on standard input, a line of JSON in the file that is named: Ray itself prints."""
-    own = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": STORE, **LEAN})
+    own = make_cluster()
     names = {}
     for name, gpus in (("small", 4), ("left", 8), ("right", 8)):
         kind = {f"accelerator_type:{KINDS[gpus]}": 1}

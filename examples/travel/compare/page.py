@@ -22,6 +22,7 @@ from examples.travel.compare.findings import (
 from rlhf.arms.compare import Compared
 from rlhf.arms.report import ComparisonReport
 from rlhf.evaluation.bootstrap import Estimate
+from rlhf.evaluation.intervals import describe_interval
 from rlhf.evaluation.metric_table import MetricScores, summarise
 from rlhf.tracking.plots import BLUE, GREEN, ORANGE, RED
 
@@ -136,12 +137,7 @@ def _cell(found: Estimate) -> str:
 
 def _interval(number: Number) -> str:
     value, low, high = number
-    if value is None:
-        return ""
-    if low is None and high is None:
-        return f"{value:.3g}"
-    low_end, high_end = ("?" if end is None else f"{end:.3g}" for end in (low, high))
-    return f"{value:.3g} [{low_end}, {high_end}]"
+    return "" if value is None else describe_interval(value, low, high, digits=3)
 
 
 def draw(report: ComparisonReport, out: Path) -> None:
