@@ -40,6 +40,8 @@ def _linear(layer: nn.Linear, input: Tensor) -> Tensor:
     is_small = input.dim() < 2 or input.numel() * len(weight) < SMALLEST or min(weight.shape) < NARROWEST
     if is_small or not prefers_onednn(input) or weight.dtype != input.dtype or input.shape[-1] != weight.shape[1]:
         return functional.linear(input, weight, bias)
+    if not torch.is_grad_enabled():
+        return product(input, weight, bias)
     y: Tensor = _OneDnnLinear.apply(input, weight, bias)
     return y
 
@@ -68,5 +70,5 @@ class _OneDnnLinear(torch.autograd.Function):
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """y = x Wᵀ + b by oneDNN, in float32; strides may be any."""
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    y: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
     return y
