@@ -21,6 +21,7 @@ from rlhf.config.load import to_yaml
 from rlhf.config.stages import stages_of
 from rlhf.errors import ClusterError, MachineryError, RLHFError, Stopped, Unsaved, UserError
 from rlhf.run_state import StageState
+from rlhf.storage.write_errors import tell, way_on
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker
 
@@ -108,8 +109,7 @@ def _own_errors(run: RunFolder) -> Iterator[None]:
         yield
     except OSError as error:
         raise MachineryError(
-            f"{error.filename or run.path} cannot be written to or read: {error.strerror or error}. Check whether the "
-            "disk is full or gone, and give the same command: it resumes from the last checkpoint."
+            f"{tell(error, run.path)}. {way_on(error)}, and give the same command: it resumes from the last checkpoint."
         ) from error
 
 
