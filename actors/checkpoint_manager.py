@@ -245,13 +245,13 @@ class CheckpointManager(Generic[State]):
         """Record a failed checkpoint; raises once ``checkpoint.failures`` failed in a row."""
         self._failures += 1
         cause = error.cause if isinstance(error, RayTaskError) else error  # of a task that writes files
-        if is_of_disk := isinstance(cause, OSError):
-            reason = tell(cause, self.store.folder)
+        if isinstance(cause, OSError):
+            reason, advice = tell(cause, self.store.folder), way_on(cause)
         else:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            advice = "Check that the folder is writable and has space"
         self.tracker.event("checkpoint_failed", step=step, in_a_row=self._failures, error=reason)
         if self._failures >= self.config.failures:
-            advice = way_on(cause) if is_of_disk else "Check that the folder is writable and has space"
             raise MachineryError(
                 f"checkpoints failed {self._failures} times in a row; the last, after step {step}: {reason}. "
                 f"{self.describe_last()} {advice}, and give the same command."
@@ -320,7 +320,8 @@ class CheckpointManager(Generic[State]):
         else:
             self.restored_from, found = "the initial models", self._from_start()
         state, pregenerated_blocks = found
-        self.run.rewind(state.sizes)
+        for lost in self.run.rewind(state.sizes, state.step):
+            self.tracker.lost(lost)
         for group in self.actors.trained.values():
             self.supervisor.serve(group.names)
         if self.snapshot is not None and not self.snapshot.nodes <= set(self.supervisor.nodes().values()):

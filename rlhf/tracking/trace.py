@@ -106,6 +106,8 @@ class TraceFile:
 
     def _begin(self) -> None:
         """Open the existing file, or begin a new one."""
+        if self._size is not None and not self.path.exists():  # somebody deleted it
+            self._groups, self._rows, self._size = {}, {}, None
         if self._size is not None and self._size > self._most_bytes:
             self._put_aside()
         if self._size is None:
