@@ -106,7 +106,7 @@ def cluster(
     if address is not None:
         join(address)
     try:
-        with watch.watching(_joined_processes(), _logs(), _gcs_address()) if watch else nullcontext():
+        with watch.watching(_joined_processes(), _logs(), _gcs_address(), _session()) if watch else nullcontext():
             yield
     finally:
         _shut_down(watch)
@@ -122,7 +122,7 @@ def _own_ray(has_gpus: bool, watch: RayWatch | None, others: Collection[int]) ->
     sessions = [*others, *(each.process for each in processes)]
     reaper = Reaper(sessions, folders(), f"{_node().get_session_dir_path()}/{SPILLED}_*")
     try:
-        with watch.watching([*needed, *agents], _logs()) if watch else nullcontext():
+        with watch.watching([*needed, *agents], _logs(), paths=_session()) if watch else nullcontext():
             yield
     finally:
         _shut_down(watch)
@@ -146,6 +146,11 @@ def _node() -> Any:
 
 def _logs() -> Path:
     return Path(_node().get_logs_dir_path())
+
+
+def _session() -> list[Path]:
+    """What a new process of Ray needs of the session's folder on this node."""
+    return [_logs(), *(Path(socket) for socket in (_node().raylet_socket_name, _node().plasma_store_socket_name))]
 
 
 def _own_processes() -> list[RayProcess]:
