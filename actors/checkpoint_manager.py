@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.experimental import get_local_object_locations
 
 from actors.blocks import FOLDER, Block, confirm_blocks, read_blocks, write_block
@@ -25,6 +25,7 @@ from rlhf.checkpoints.store import Checkpoint, CheckpointStore, committed
 from rlhf.config.load import to_yaml
 from rlhf.errors import LostError, MachineryError
 from rlhf.recovery.snapshot_pace import SnapshotPace
+from rlhf.storage.write_errors import tell, way_on
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.spans import PhaseTimer
 from rlhf.tracking.tracker import Tracker
@@ -243,12 +244,17 @@ class CheckpointManager(Generic[State]):
     def _failed(self, step: int, error: Exception) -> None:
         """Record a failed checkpoint; raises once ``checkpoint.failures`` failed in a row."""
         self._failures += 1
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        cause = error.cause if isinstance(error, RayTaskError) else error  # of a task that writes files
+        if isinstance(cause, OSError):
+            reason, advice = tell(cause, self.store.folder), way_on(cause)
+        else:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            advice = "Check that the folder is writable and has space"
         self.tracker.event("checkpoint_failed", step=step, in_a_row=self._failures, error=reason)
         if self._failures >= self.config.failures:
             raise MachineryError(
                 f"checkpoints failed {self._failures} times in a row; the last, after step {step}: {reason}. "
-                f"{self.describe_last()} Check that the folder is writable and has space, and give the same command."
+                f"{self.describe_last()} {advice}, and give the same command."
             ) from error
 
     def _report_removals(self) -> None:
@@ -314,7 +320,8 @@ class CheckpointManager(Generic[State]):
         else:
             self.restored_from, found = "the initial models", self._from_start()
         state, pregenerated_blocks = found
-        self.run.rewind(state.sizes)
+        for lost in self.run.rewind(state.sizes, state.step):
+            self.tracker.lost(lost)
         for group in self.actors.trained.values():
             self.supervisor.serve(group.names)
         if self.snapshot is not None and not self.snapshot.nodes <= set(self.supervisor.nodes().values()):

@@ -10,9 +10,8 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +105,7 @@ def cluster(
     if address is not None:
         join(address)
     try:
-        with watch.watching(_joined_processes(), _logs(), _gcs_address()) if watch else nullcontext():
+        with watch.watching(_joined_processes(), _logs(), _gcs_address(), _session()) if watch else nullcontext():
             yield
     finally:
         _shut_down(watch)
@@ -115,18 +114,21 @@ def cluster(
 @contextmanager
 def _own_ray(has_gpus: bool, watch: RayWatch | None, others: Collection[int]) -> Iterator[None]:
     """Context of a local Ray, whose processes are ended with it, or by a process that outlives this one."""
-    _start_own(has_gpus)
-    processes = _own_processes()
-    needed = [each for each in processes if each.name in NEEDED.values()]
-    agents = [agent for each in needed if each.name == RAYLET_NAME for agent in agents_of(each.process)]
-    sessions = [*others, *(each.process for each in processes)]
-    reaper = Reaper(sessions, folders(), f"{_node().get_session_dir_path()}/{SPILLED}_*")
+    reaper, is_up = Reaper(folders()), False
     try:
-        with watch.watching([*needed, *agents], _logs()) if watch else nullcontext():
+        for session in others:
+            reaper.add_session(session)
+        _start_own(has_gpus, reaper)
+        is_up = True
+        reaper.add_spilled(f"{_node().get_session_dir_path()}/{SPILLED}_*")
+        needed = [each for each in _own_processes() if each.name in NEEDED.values()]
+        agents = [agent for each in needed if each.name == RAYLET_NAME for agent in agents_of(each.process)]
+        with watch.watching([*needed, *agents], _logs(), paths=_session()) if watch else nullcontext():
             yield
     finally:
-        _shut_down(watch)
-        if end_sessions(sessions):
+        with nullcontext() if is_up else suppress(Exception):  # why it has not started is raised
+            _shut_down(watch)
+        if end_sessions(reaper.sessions):
             remove_orphans(folders())
             reaper.dismiss()
 
@@ -146,6 +148,11 @@ def _node() -> Any:
 
 def _logs() -> Path:
     return Path(_node().get_logs_dir_path())
+
+
+def _session() -> list[Path]:
+    """What a new process of Ray needs of the session's folder on this node."""
+    return [_logs(), *(Path(socket) for socket in (_node().raylet_socket_name, _node().plasma_store_socket_name))]
 
 
 def _own_processes() -> list[RayProcess]:
@@ -207,12 +214,13 @@ def _prepare_to_join(address: str) -> None:
     socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
 
 
-def _start_own(has_gpus: bool) -> None:
+def _start_own(has_gpus: bool, reaper: Reaper) -> None:
+    """Start a local Ray; the reaper learns of each of its processes."""
     os.environ.update(OWN_RAY)
     ray_constants.ENABLE_RAY_CLUSTER = False
     for name, value in CLOSED.items():
         os.environ.setdefault(name, value)
-    with _started(f"Ray did not start on {LOCAL}"), _own_signal(), _own_sessions(), lean_ray():
+    with _started(f"Ray did not start on {LOCAL}"), _own_signal(), _own_sessions(reaper.add_session), lean_ray():
         make_token()
         os.environ[RAYLET] = str(os.getpid())
         ray.init(
@@ -276,13 +284,20 @@ def _own_signal() -> Iterator[None]:
 
 
 @contextmanager
-def _own_sessions() -> Iterator[None]:
+def _own_sessions(notice: Callable[[int], object]) -> Iterator[None]:
     """Context in which each process of Ray gets a session of its own, which its descendants share.
 
     A signal to this command's process group, by a terminal or by ``timeout``, would end Ray during the last checkpoint.
+    ``notice`` gets the id of each session.
     """
     before = services.ConsolePopen
-    services.ConsolePopen = partial(before, start_new_session=True)
+
+    def start(*arguments: Any, **options: Any) -> Any:
+        process = before(*arguments, start_new_session=True, **options)
+        notice(process.pid)
+        return process
+
+    services.ConsolePopen = start
     try:
         yield
     finally:

@@ -21,6 +21,8 @@ from rlhf.config.load import to_yaml
 from rlhf.config.stages import stages_of
 from rlhf.errors import ClusterError, MachineryError, RLHFError, Stopped, Unsaved, UserError
 from rlhf.run_state import StageState
+from rlhf.storage.write_errors import tell, way_on
+from rlhf.tracking.lost_rows import LostRows
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker
 
@@ -39,9 +41,13 @@ def run_stage(session: Session, stage: str) -> Summary:
         return run.read_summary()
     try:
         start = time.perf_counter()
-        if run.resumes:
-            _resume(session, stage, run)
-        with Tracker(run, session.recipe) as tracker, _recorded_errors(session, tracker, run):
+        lost = _resume(session, stage, run) if run.resumes else ()
+        with (
+            Tracker(run, session.recipe, session.console.print) as tracker,
+            _recorded_errors(session, tracker, run),
+        ):
+            for rows in lost:
+                tracker.lost(rows)
             summary = STAGES[stage](session, run, tracker)
             summary = with_seconds(summary, time.perf_counter() - start, run.resumes)
             tracker.close(summary)
@@ -66,16 +72,17 @@ def with_seconds(summary: Summary, seconds: float, resumes: bool) -> Summary:
     return {**named, "seconds of this command": seconds}
 
 
-def _resume(session: Session, stage: str, run: RunFolder) -> None:
-    """Rewind the folder of an unfinished stage to its last checkpoint."""
+def _resume(session: Session, stage: str, run: RunFolder) -> tuple[LostRows, ...]:
+    """Rewind the folder of an unfinished stage to its last checkpoint; returns what its record lacks."""
     checkpoint = session.checkpoint(stage)
     assert checkpoint is not None
     if session.recipe.placement.ray_address is not None:
         deadlines = AnswerDeadlines(session.recipe, session.check)
         verify_on_nodes(checkpoint, session.recipe, deadlines, PhaseContext(phase="load"))
-    run.rewind(StageState.from_json(checkpoint.state()).sizes)
+    lost = run.rewind(StageState.from_json(checkpoint.state()).sizes, checkpoint.step)
     run.accept(to_yaml(session.recipe))
     session.console.print(f"{stage}: resumes from {checkpoint.path}, after step {checkpoint.step}")
+    return lost
 
 
 @contextmanager
@@ -108,8 +115,7 @@ def _own_errors(run: RunFolder) -> Iterator[None]:
         yield
     except OSError as error:
         raise MachineryError(
-            f"{error.filename or run.path} cannot be written to or read: {error.strerror or error}. Check whether the "
-            "disk is full or gone, and give the same command: it resumes from the last checkpoint."
+            f"{tell(error, run.path)}. {way_on(error)}, and give the same command: it resumes from the last checkpoint."
         ) from error
 
 

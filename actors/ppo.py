@@ -25,6 +25,7 @@ from rlhf.metrics import labelled
 from rlhf.run_state import RunState
 from rlhf.storage.durable import write_atomically
 from rlhf.storage.reading import damaged
+from rlhf.storage.write_errors import writing
 from rlhf.tracking.plots import plot_overoptimisation
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker
@@ -121,7 +122,8 @@ def _policy(session: Session, actors: RunActors, compared: Sequence[int]) -> Pol
 
     def save(folder: Path) -> None:
         actors.save(folder.resolve(), PhaseContext(phase="save"))
-        session.tokenizer.save_pretrained(folder)
+        with writing(folder / "tokenizer.json"):
+            session.tokenizer.save_pretrained(folder)
 
     start = session.policy_start
     return PolicyAccess(save=save, answers=lambda: answers_of(actors.engines, compared, start, ignore_progress))

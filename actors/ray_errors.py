@@ -12,6 +12,7 @@ from ray.exceptions import (
     LocalRayletDiedError,
     NodeDiedError,
     ObjectLostError,
+    OutOfDiskError,
     OutOfMemoryError,
     RayActorError,
     RayError,
@@ -23,6 +24,7 @@ from ray.exceptions import (
 from rlhf.errors import LostError, MachineryError, RLHFError, first_line
 from rlhf.recovery.incident import shortened
 from rlhf.recovery.process_faults import is_process_fault
+from rlhf.storage.write_errors import UNWRITABLE, tell, way_on
 
 DIED = (
     RayActorError,
@@ -36,6 +38,7 @@ DIED = (
 )
 """Errors after which the actor's process is gone. After any other error, it may still run."""
 REASON_LENGTH = 600
+SPILLS = "What /dev/shm cannot hold, Ray writes below its temporary folder, by default /tmp/ray: free space there."
 USED = re.compile(r"Memory on the node \(IP: ([^,]+), .*?\) was (.*? used / .*? limit)")
 THRESHOLD = re.compile(r"exceeded threshold of (\d+)B")
 KILLED = re.compile(r"Selected to kill: .*?\bpid=(\d+), actual memory used=([\d.]+ ?\w+)")
@@ -79,6 +82,9 @@ def _raised(error: RayTaskError, who: str, context: object) -> RLHFError:
     if is_process_fault(cause):
         reason = f"{type(cause).__name__}: {first_line(cause)}"
         return _lost(f"{who} failed during {context}", who, "failed", reason)
+    if isinstance(cause, OSError) and cause.errno in UNWRITABLE:
+        what = f"{who} failed during {context}: {tell(cause, 'a file')}"
+        return MachineryError(f"{what}. {way_on(cause)}, and give the same command")
     return MachineryError(f"{who} failed during {context}: {str(error).strip().splitlines()[-1]}")
 
 
@@ -100,7 +106,8 @@ def extract_reason(error: BaseException) -> str:
     text = " ".join(text.split())
     text = text.rpartition("Worker exit detail: ")[2] or text
     name = "" if isinstance(error, RayActorError) else f"{type(error).__name__}: "
-    return name + text.partition(" Some common causes include")[0][:REASON_LENGTH]
+    text = name + text.partition(" Some common causes include")[0][:REASON_LENGTH]
+    return f"{text} {SPILLS}" if isinstance(error, OutOfDiskError) else text
 
 
 def _memory(text: str) -> str:

@@ -92,19 +92,23 @@ class RayWatch:
             raise self.failure
 
     @contextmanager
-    def watching(self, processes: Sequence[RayProcess], logs: Path, gcs: Address | None = None) -> Iterator[None]:
+    def watching(
+        self, processes: Sequence[RayProcess], logs: Path, gcs: Address | None = None, paths: Sequence[Path] = ()
+    ) -> Iterator[None]:
         """Context in which these processes are watched.
 
         Args:
             logs: folder of Ray's logs on this node.
             gcs: address of the GCS, if it is not among the processes.
+            paths: files and folders of Ray's session, which a program that cleans the temporary folder may remove.
         """
         handles = dict[int, RayProcess]()
         for each in processes:
             with suppress(ProcessLookupError):  # it has ended, which its log tells: Ray's calls fail
                 handles[os.pidfd_open(each.process)] = each
         reader, writer = os.pipe()
-        arguments = (handles, reader, logs, gcs, oom_kills())
+        there = [path for path in paths if path.exists()]
+        arguments = (handles, reader, logs, gcs, there, oom_kills())
         thread = threading.Thread(target=self._watch, args=arguments, name="ray watch", daemon=True)
         thread.start()
         try:
@@ -116,9 +120,16 @@ class RayWatch:
                 os.close(handle)
 
     def _watch(
-        self, handles: Mapping[int, RayProcess], reader: int, logs: Path, gcs: Address | None, kills: int | None
+        self,
+        handles: Mapping[int, RayProcess],
+        reader: int,
+        logs: Path,
+        gcs: Address | None,
+        paths: Sequence[Path],
+        kills: int | None,
     ) -> None:
         poller, silent_since, stopped_since = select.poll(), time.monotonic(), dict[int, float]()
+        missed: Path | None = None
         for handle in (*handles, reader):
             poller.register(handle, select.POLLIN | select.POLLHUP)
         while True:
@@ -132,6 +143,10 @@ class RayWatch:
                     stopped_since.pop(each.process, None)
                 elif time.monotonic() - stopped_since.setdefault(each.process, time.monotonic()) > STOPPED_SECONDS:
                     return self._fail(describe_stop(each))
+            missing = next((path for path in paths if not path.exists()), None)
+            if missing is not None and missing == missed:  # a raylet that ends removes its socket just before
+                return self._fail(describe_removal(missing))
+            missed = missing
             if gcs is None:
                 continue
             if answers(gcs):
@@ -170,6 +185,15 @@ def describe_stop(stopped: RayProcess) -> str:
     return (
         f"Ray's {stopped.name} (process {stopped.process}) has been stopped for {STOPPED_SECONDS:.0f} s; likely cause: "
         f"SIGSTOP, or a debugger; what to do: find out who stopped it; `kill -CONT {stopped.process}` continues it"
+    )
+
+
+def describe_removal(path: Path) -> str:
+    """Names a removed file or folder of Ray's session, and what to do about it."""
+    return (
+        f"{path} of Ray's session was removed, which every new process of Ray needs; likely cause: somebody, or a "
+        "program that cleans temporary folders (tmpreaper, systemd-tmpfiles); what to do: have it leave Ray's folder "
+        "alone, by default /tmp/ray, or set RAY_TMPDIR to a folder that nobody cleans"
     )
 
 

@@ -19,6 +19,7 @@ from rlhf.config.schema import Stage
 from rlhf.evaluation.accuracy import accuracy_ceiling
 from rlhf.models.examination import Examination
 from rlhf.models.folder import differing_ends, end_tokens
+from rlhf.storage.write_errors import writing
 from rlhf.tracking.metric_rows import read_metric_rows
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.spans import PhaseTimer
@@ -70,7 +71,8 @@ def save_model(
     group.supervisor.enter_phase(context)
     with timer("save"), run.writing_model() as folder:
         group.ask(method, folder.resolve(), *arguments, context=context)
-        session.tokenizer.save_pretrained(folder)
+        with writing(folder / "tokenizer.json"):
+            session.tokenizer.save_pretrained(folder)
 
 
 def read_ceiling(session: Session) -> Summary:

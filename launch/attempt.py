@@ -6,7 +6,8 @@ exit codes are final. FILE, which outlives the attempt, counts attempts in a row
 ``recovery.requeues`` of them are repeated. See docs/failures.md.
 
 With ``--job`` it is the driver of a RayJob, which KubeRay repeats after every failure, but not after a stop. So after a
-final failure it has Ray stop its job.
+final failure it has Ray stop its job. Where it cannot, because the process has to end at once or Ray does not answer,
+FILE keeps the failure: KubeRay's repetition then runs nothing, and stops its own job.
 """
 
 from __future__ import annotations
@@ -39,33 +40,39 @@ STOP_SECONDS = 60.0
 """Time for Ray to stop the job."""
 
 
-def run(file: Path, words: Sequence[str]) -> int:
-    """Run the command; returns its exit code, or ``REPEAT``."""
+def run(file: Path, words: Sequence[str], is_job: bool = False) -> int:
+    """Run the command; returns its exit code, or ``REPEAT``.
+
+    Args:
+        is_job: a final failure is kept in ``file``, since a scheduler that is not told of it repeats the command.
+    """
+    if (final := _read(file).final) is not None:
+        _report(f"not run: the attempt before ended with exit code {final}, which is final; see its log for the reason")
+        return final
     recipe = _recipe(words)
     if recipe is None:
         return run_command(words).code  # which reports what is wrong
     before = _read(file).observe(completed(recipe))
     if not before.may_continue(recipe.recovery.requeues):
-        return _give_up(file, before, recipe)
+        return _give_up(file, before, recipe, is_job)
     _write(file, before.begin(completed(recipe)))
-    FINAL_CODE.of = lambda code: _decide(Ended(code, may_pass=code in (FAILED, REPEAT)), file, recipe)
-    code = _decide(run_command(words), file, recipe)
+    FINAL_CODE.of = lambda code: _decide(Ended(code, may_pass=code in (FAILED, REPEAT)), file, recipe, is_job)
+    code = _decide(run_command(words), file, recipe, is_job)
     FINAL_CODE.of = lambda _: code
     return code
 
 
-def _decide(ended: Ended, file: Path, recipe: Recipe) -> int:
+def _decide(ended: Ended, file: Path, recipe: Recipe, is_job: bool) -> int:
     """The attempt's exit code, after the command has ended, or when it has to end at once (``leave``).
 
     What ends a command at once, a failure of Ray or the end of a grace period, may pass.
     """
     after = _read(file).observe(completed(recipe))
     if not ended.may_pass:
-        file.unlink(missing_ok=True)
-        return ended.code
+        return _end(file, ended.code, is_job)
     _write(file, after)
     if not after.may_continue(recipe.recovery.requeues):
-        return _give_up(file, after, recipe)
+        return _give_up(file, after, recipe, is_job)
     _report(
         f"exit code {ended.code}: a repetition may succeed; attempts in a row without a further step: {after.fruitless}"
     )
@@ -117,22 +124,30 @@ def _write(file: Path, attempts: Attempts) -> None:
         _report(f"{file} cannot be written, and this attempt is not counted: {error.strerror or error}")
 
 
-def _give_up(file: Path, attempts: Attempts, recipe: Recipe) -> int:
-    """Report the end, and forget the attempts: submitted again by a person, the job begins to count anew."""
-    file.unlink(missing_ok=True)
+def _end(file: Path, code: int, is_job: bool) -> int:
+    """Forget the attempts: submitted again by a person, the job begins to count anew. Returns the exit code."""
+    if is_job and code:
+        _write(file, Attempts(final=code))
+    else:
+        file.unlink(missing_ok=True)
+    return code
+
+
+def _give_up(file: Path, attempts: Attempts, recipe: Recipe, is_job: bool) -> int:
+    """Report the end."""
     _report(
         f"not repeated: {attempts.fruitless} attempts in a row completed no further step, and recovery.requeues = "
         f"{recipe.recovery.requeues}. The reasons are above, and in events.jsonl of the run's stages"
     )
-    return FAILED
+    return _end(file, FAILED, is_job)
 
 
 def _report(text: str) -> None:
     print(f"launch.attempt: {text}", file=sys.stderr, flush=True)
 
 
-def stop_own_job(address: str = ADDRESS) -> None:
-    """Have Ray stop the job whose driver this process is, which then ends it."""
+def stop_own_job(address: str = ADDRESS) -> bool:
+    """Have Ray stop the job whose driver this process is, which then ends it; returns whether it was stopped."""
     from launch.jobs import Jobs
 
     job = json.loads(os.environ[JOB_CONFIG])["metadata"]["job_submission_id"]
@@ -140,7 +155,9 @@ def stop_own_job(address: str = ADDRESS) -> None:
     try:
         Jobs(address).stop(job, STOP_SECONDS)
     except RLHFError as error:
-        _report(f"that failed, and KubeRay may repeat the run: {error}")
+        _report(f"that failed, and KubeRay may repeat the job, which then runs nothing: {error}")
+        return False
+    return True
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -150,13 +167,15 @@ def main(arguments: Sequence[str]) -> int:
     if not words:
         _report("give the file that counts attempts, and a command: [--job] FILE COMMAND RECIPE ...")
         return UserError.exit_code
-    code = run(Path(file), words)
+    code = run(Path(file), words, is_job)
     if is_job:
         from launch.jobs import ENDED
 
         print(f"{ENDED}{code}", flush=True)
         if code not in (0, REPEAT):
-            stop_own_job()
+            Path(file).unlink(missing_ok=True)  # before the stop, which ends this process
+            if not stop_own_job():
+                _write(Path(file), Attempts(final=code))
     return code
 
 

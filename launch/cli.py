@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
@@ -35,12 +34,10 @@ import launch.watch.command
 from launch.options import Overrides, RecipePath, Run
 from launch.run import run_generate, run_stages
 from rlhf.errors import RLHFError, UserError
+from rlhf.storage.write_errors import FULL, UNWRITABLE, tell, way_on
 
 SCREEN_LINES, SCREEN_WIDTH = 38, 500
 """Longest message, in lines, and longest line, in characters."""
-
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-"""Errors of a full device, or of a user who has used all of a quota."""
 
 EXIT_CODES = "exit codes: 0 done, 2 wrong input, 3 failed, 75 stopped: the same command resumes (docs/failures.md)"
 
@@ -179,8 +176,9 @@ def _run(name: str, arguments: Sequence[str]) -> Ended:
         _discard(sys.stdout)
         return Ended(128 + signal.SIGPIPE)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in NO_SPACE:
-            _report(on_one_screen(f"{name}: {_describe_full(error)}"))
+        if isinstance(error, OSError) and error.errno in (UNWRITABLE if error.filename else FULL):
+            fix = f"{way_on(error)}, or write elsewhere, and give the command again."
+            _report(on_one_screen(f"{name}: {tell(error, 'the output')}. {fix}"))
             _discard(sys.stdout)
             return Ended(3, may_pass=True)
         _report(f"{traceback.format_exc()}{name}: unexpected error; the traceback is above")
@@ -193,13 +191,6 @@ def _report(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
     except OSError:
         _discard(sys.stderr)
-
-
-def _describe_full(error: OSError) -> str:
-    """The message of a device without space; the error of a stream names no file."""
-    where = error.filename or "the output"
-    fix = "Free space there, or write elsewhere, and give the command again."
-    return f"{where} cannot be written: {error.strerror}. {fix}"
 
 
 def _open_closed_streams() -> None:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from rlhf.records import DataFile
 from rlhf.storage.hashing import Progress, file_sha256, no_progress
+from rlhf.storage.write_errors import writing
 
 FORMAT = 1
 """Format version; incremented if readers of the old format would misread the new one."""
@@ -65,7 +66,7 @@ def write_files(files: Mapping[str, Content], folder: Path) -> list[FileEntry]:
 
     Raises:
         ValueError: a name leads out of the folder.
-        OSError: the disk is full, the folder is gone, ...
+        OSError: the disk is full, the folder is gone, ...; with the file's name.
     """
     require_inside(list(files))
     return [_write(name, content, folder) for name, content in files.items()]
@@ -82,7 +83,7 @@ def _write(name: str, content: Content, folder: Path) -> FileEntry:
     for parent in list(PurePosixPath(name).parents)[-2::-1]:  # outermost first, without the folder itself
         (folder / parent).mkdir(exist_ok=True)
     digest = hashlib.sha256()
-    with (folder / name).open("wb") as file:
+    with writing(folder / name), (folder / name).open("wb") as file:
         for block in _blocks(content):
             file.write(block)
             digest.update(block)

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rlhf.config.schema import ScratchConfig
+from rlhf.storage.write_errors import writing
 
 PAD, EOS = "<pad>", "<eos>"
 LONGEST_PIECE = 10_000
@@ -57,5 +58,7 @@ def make_scratch(config: ScratchConfig, texts: Iterable[str], folder: Path, seed
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with writing(folder / "model.safetensors"):
+        model.save_pretrained(folder)
+    with writing(folder / "tokenizer.json"):
+        tokenizer.save_pretrained(folder)

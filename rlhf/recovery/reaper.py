@@ -1,10 +1,11 @@
 """Ends what a command's Ray leaves behind, once the command has ended: on request, by an error, or killed.
 
-    python -I -S rlhf/recovery/reaper.py PIDFD FOLDER,... SPILLED SESSION ...
+    python -I -S rlhf/recovery/reaper.py PIDFD PIPE FOLDER,...
 
 A process of its own, because nothing in a killed process can clean up. Ray's processes have sessions of their own
 (``actors/cluster.py``), which their descendants share, also orphans and those that are stopped. Only the standard
-library is imported: it starts within 20 ms, and takes 10 MB.
+library is imported: it starts within 20 ms, and takes 10 MB. It is there before the first process of Ray, and learns of
+each through a pipe: a command that is killed while Ray starts leaves nothing either.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from pathlib import Path
 END_SECONDS = 10.0
 """How long killed processes may take to end: one that waits for a disk ends later."""
 POLL_SECONDS = 0.02
+PIPE_BYTES = 2**16
+"""All that a pipe holds: a line for each process of Ray."""
 IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 """Signals that may be sent to all processes of a job: the reaper ends after the command."""
 OWN_FILE = re.compile(r"rlhf-[a-z]+-(?P<namespace>\d+)-(?P<process>\d+)-.+", re.DOTALL)
@@ -92,19 +95,20 @@ def remove(path: Path) -> None:
 class Reaper:
     """A process that cleans up after this one has ended, unless ``dismiss`` was called."""
 
-    def __init__(self, sessions: Collection[int], folders: Collection[Path], spilled: str) -> None:
+    def __init__(self, folders: Collection[Path]) -> None:
         """Start it.
 
         Args:
-            sessions: ids of the sessions whose processes are to end.
             folders: folders with temporary files.
-            spilled: pattern of Ray's folders with spilled objects.
         """
+        self.sessions = list[int]()
+        """Sessions whose processes are to end."""
         this = os.pidfd_open(os.getpid())
-        arguments = [str(this), ",".join(map(str, folders)), spilled, *map(str, sessions)]
+        told, self._tell = os.pipe()
+        arguments = [str(this), str(told), ",".join(map(str, folders))]
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", __file__, *arguments],
-            pass_fds=[this],
+            pass_fds=[this, told],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -112,23 +116,38 @@ class Reaper:
             start_new_session=True,
         )
         os.close(this)
+        os.close(told)
+
+    def add_session(self, session: int) -> None:
+        """The processes of this session are to end."""
+        self.sessions.append(session)
+        os.write(self._tell, f"{session}\n".encode())
+
+    def add_spilled(self, pattern: str) -> None:
+        """Folders of this pattern, with objects that Ray has spilled, are to be removed."""
+        os.write(self._tell, os.fsencode(f"{pattern}\n"))
 
     def dismiss(self) -> None:
         """End it: this process has cleaned up."""
         self._process.kill()
         self._process.wait()
+        os.close(self._tell)
 
 
-def main(command: int, folders: Collection[str], spilled: str, sessions: Collection[int]) -> None:
-    """Wait for the end of the process of this descriptor, and clean up."""
+def main(command: int, told: int, folders: Collection[str]) -> None:
+    """Wait for the end of the process of this descriptor, and clean up what it has told through a pipe."""
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
     select.select([command], [], [])
-    end_sessions(sessions)
+    os.set_blocking(told, False)  # a process that the command has forked may hold the other end
+    lines = list[bytes]()
+    with suppress(BlockingIOError):
+        lines += os.read(told, PIPE_BYTES).splitlines()
+    end_sessions({int(line) for line in lines if line.isdigit()})
     remove_orphans(folders)
-    for folder in glob(spilled):
+    for folder in (folder for line in lines if not line.isdigit() for folder in glob(os.fsdecode(line))):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2].split(","), sys.argv[3], {int(each) for each in sys.argv[4:]})
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3].split(","))

@@ -21,6 +21,8 @@ class Attempts:
     """Most steps of each stage that any attempt completed; a resumed attempt repeats some of them."""
     fruitless: int = 0
     """Attempts in a row, the current one included, that completed no further step."""
+    final: int | None = None
+    """Exit code of an attempt that is not to be repeated, until the scheduler has been told; None before."""
 
     def begin(self, now: Progress) -> Attempts:
         """Count a new attempt. It is counted before it does anything, because it may be killed."""

@@ -30,6 +30,7 @@ from rlhf.placement.parallelism import forward_ranks, model_parallel_size
 from rlhf.placement.pools import Part
 from rlhf.progress import PROGRESS
 from rlhf.roles.block_result import BlockResult
+from rlhf.storage.write_errors import writing
 from rlhf.types import Experience, Int32, Sequences
 from rlhf.zero import checkpoint
 from rlhf.zero.engine import ZeroEngine, full_shape, shard_while_loading
@@ -216,15 +217,18 @@ class Role(Generic[Network]):
         if engine.rank == 0:
             for key, value in config.items():
                 setattr(model.config, key, value)
-            model.save_pretrained(folder, state_dict=state)
+            with writing(folder / "model*.safetensors"):  # in parts, if it is large
+                model.save_pretrained(folder, state_dict=state)
         if (adapter := adapter_settings(model)) is None:
             return
         tensors = adapter_tensors(model)
         with engine.full(list(tensors.values())):
             whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
             if engine.rank == 0:
-                adapter.save_pretrained(str(folder / "adapter"))
-                save_file(whole, folder / "adapter" / "adapter_model.safetensors", metadata={"format": "pt"})
+                file = folder / "adapter" / "adapter_model.safetensors"
+                with writing(file):
+                    adapter.save_pretrained(str(folder / "adapter"))
+                    save_file(whole, file, metadata={"format": "pt"})
 
 
 def plan_updates(recipe: Recipe, experience: Experience, step: int) -> tuple[list[list[int]], int]:

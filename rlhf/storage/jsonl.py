@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 from rlhf.errors import UserError
 from rlhf.storage.locking import locked
 from rlhf.storage.reading import damaged
+from rlhf.storage.write_errors import writing
 
 _BLOCK_BYTES = 64 * 2**10
 
@@ -51,10 +52,10 @@ def append_line(path: Path, row: Mapping[str, Any], is_shared: bool = False) -> 
 
     Raises:
         UserError: another process holds the lock for too long.
-        OSError: of the file system.
+        OSError: of the file system, with the file's name.
     """
     line = to_line(row)
-    with path.open("ab+") as file, locked(file) if is_shared else nullcontext():
+    with writing(path), path.open("ab+") as file, locked(file) if is_shared else nullcontext():
         _cut_torn_line(file)
         file.write(line.encode())
         file.flush()

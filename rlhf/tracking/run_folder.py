@@ -25,6 +25,7 @@ from rlhf.storage.durable import sync, write_atomically, written_folder
 from rlhf.storage.folder_lock import FolderLock, LockedError
 from rlhf.storage.jsonl import json_safe
 from rlhf.storage.reading import damaged, read_json
+from rlhf.tracking.lost_rows import LostRows, first_step, size_before
 
 MODEL = "model"
 """Folder of a finished stage's model, in the stage's folder."""
@@ -112,19 +113,37 @@ class RunFolder:
         """Flush ``metrics.jsonl`` and ``samples.jsonl`` to the disk; returns their sizes in bytes, for a checkpoint."""
         return {file.name: _synced_size(file) for file in (self.metrics, self.samples)}
 
-    def rewind(self, sizes: Mapping[str, int]) -> None:
-        """Truncate ``metrics.jsonl`` and ``samples.jsonl`` to their ``sizes`` at a checkpoint.
+    def rewind(self, sizes: Mapping[str, int], step: int) -> tuple[LostRows, ...]:
+        """Truncate ``metrics.jsonl`` and ``samples.jsonl`` to their ``sizes`` at a checkpoint after ``step`` steps.
 
-        Repeated steps are thus recorded once. ``events.jsonl`` is never truncated.
+        Repeated steps are thus recorded once. ``events.jsonl`` is never truncated. A file that was deleted since, and
+        may have been begun anew, is cut before the rows of ``step``. Returns what such files lack.
 
         Raises:
             UserError: a file is shorter than its size; then none is truncated.
         """
-        cuts = {file: _checked_size(file, sizes[file.name]) for file in (self.metrics, self.samples)}
+        files = (self.metrics, self.samples)
+        lost = {file: rows for file in files if (rows := self._lost_rows(file, sizes[file.name], step)) is not None}
+        cuts = {
+            file: size_before(file, step) if file in lost else _checked_size(file, sizes[file.name]) for file in files
+        }
         for file, size in cuts.items():
             if file.exists():
                 os.truncate(file, size)
                 sync(file)
+        return tuple(lost.values())
+
+    def _lost_rows(self, file: Path, size: int, step: int) -> LostRows | None:
+        """The rows that a file lacks because it was deleted; None if none. It had ``size`` bytes at the checkpoint."""
+        if not size:
+            return None
+        if not file.exists():
+            return LostRows(file=file, before=step)
+        begins = first_step(file)
+        is_sparse = file == self.samples  # a step may have none
+        if not begins or (is_sparse and size_before(file, step) == size):
+            return None
+        return LostRows(file=file, before=min(begins, step))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``, then ``done.json`` with the hashes of the model's files, and release the folder."""

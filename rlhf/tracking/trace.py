@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.storage.jsonl import json_safe, parsed
+from rlhf.storage.write_errors import writing
 from rlhf.tracking.spans import Span
 
 MOST_BYTES = 64 * 2**20
@@ -105,6 +106,8 @@ class TraceFile:
 
     def _begin(self) -> None:
         """Open the existing file, or begin a new one."""
+        if self._size is not None and not self.path.exists():  # somebody deleted it
+            self._groups, self._rows, self._size = {}, {}, None
         if self._size is not None and self._size > self._most_bytes:
             self._put_aside()
         if self._size is None:
@@ -146,7 +149,7 @@ class TraceFile:
         self._append(("[\n" if not self._size else ",\n") + ",\n".join(lines))
 
     def _append(self, text: str) -> None:
-        with self.path.open("ab") as file:
+        with writing(self.path), self.path.open("ab") as file:
             file.write(text.encode())
             self._size = file.tell()
 

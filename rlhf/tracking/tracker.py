@@ -20,6 +20,7 @@ from rlhf.secrets import without_secrets
 from rlhf.storage.jsonl import append_line, json_safe, read_lines
 from rlhf.tracking.alerts import Alert, Alerts
 from rlhf.tracking.histogram import Histograms
+from rlhf.tracking.lost_rows import LostRows
 from rlhf.tracking.metric_rows import read_metric_rows
 from rlhf.tracking.outcome import DONE, outcome, reason
 from rlhf.tracking.run_folder import RunFolder
@@ -41,9 +42,19 @@ FINAL = 2**31
 class Tracker:
     """Records a stage. As a context manager it ends the W&B run as failed when the block raises before ``close``."""
 
-    def __init__(self, run: RunFolder, recipe: Recipe) -> None:
-        """Raises UserError if W&B is online without a key, or OpenTelemetry is configured and not installed."""
-        self._run, self._recipe = run, recipe
+    def __init__(self, run: RunFolder, recipe: Recipe, show: Callable[[str], object] = print) -> None:
+        """Begin to record a stage.
+
+        Args:
+            show: shows a line to the user.
+
+        Raises:
+            UserError: W&B is online without a key, or OpenTelemetry is configured and not installed.
+        """
+        self._run, self._recipe, self._show_line = run, recipe, show
+        self._begun = {file for file in (run.metrics, run.samples, run.events) if file.exists()}
+        """Files that exist unless somebody deletes them."""
+        self._lost = set[LostRows]()
         self.timeline = Spans()
         """Spans of the calling process, the controller."""
         self._trace: TraceFile | None = TraceFile(run.trace)
@@ -84,7 +95,7 @@ class Tracker:
         if odd:
             self.event("metric_not_finite", step=step, metrics=odd)
         row = json_safe(metrics)
-        append_line(self._run.metrics, {"step": step, **row})
+        self._append(self._run.metrics, {"step": step, **row}, step)
         finite = {name: value for name, value in row.items() if value is not None}
         self._show("log", lambda sink: sink.log(step, finite))
         for alert in self._alerts.observe(step, row):
@@ -99,7 +110,7 @@ class Tracker:
         """Record responses of one step; every ``tracking.table_every`` steps they are shown as a table."""
         shown = [{"step": step, **asdict(row)} for row in rows]
         for row in shown:
-            append_line(self._run.samples, row)
+            self._append(self._run.samples, row, step)
         if due := self._window.add(step, shown):
             self._show_table("samples", step, due, self._recipe.tracking.table_rows, step)
 
@@ -114,15 +125,32 @@ class Tracker:
         if self._recipe.tracking.artifacts == "checkpoints":
             self._show("take the checkpoint", lambda sink: sink.artifact("checkpoint", folder, {"step": step}))
 
+    def lost(self, lost: LostRows) -> None:
+        """Warn once that somebody deleted a file of the record."""
+        self._begun.discard(lost.file)
+        if lost in self._lost:
+            return
+        self._lost.add(lost)
+        self.event("record_lost", file=str(lost.file), before_step=lost.before, message=lost.text)
+        self._warn(Alert(kind="record_lost", title="A record was deleted", text=lost.text))
+        self._show_line(lost.text)
+
     def event(self, kind: str, **details: Any) -> None:
         """Record an event: a restart, a retry, or a number that is not finite, for example."""
         now = datetime.now(UTC)
         try:
-            append_line(self._run.events, {"time": now.isoformat(timespec="milliseconds"), "kind": kind, **details})
+            self._append(self._run.events, {"time": now.isoformat(timespec="milliseconds"), "kind": kind, **details})
         except OSError as error:  # a full disk, for example: print the event, and do not hide its cause by an error
             print(f"an event that could not be recorded ({error}): {kind} {details}", flush=True)
         member, shown = str(details.get("member") or CONTROLLER), without_secrets(details)
         self._to_trace(lambda trace: trace.instant(kind, now.timestamp(), member, shown))
+
+    def _append(self, file: Path, row: Mapping[str, Any], step: int | None = None) -> None:
+        """Append to a file of the record, which may have been deleted since the last row."""
+        if file in self._begun and not file.exists():
+            self.lost(LostRows(file=file, before=step))
+        append_line(file, row)
+        self._begun.add(file)
 
     def spans(self, group: str, row: str, spans: Sequence[Span]) -> None:
         """Record spans with times of ``time.time`` in a row of the timeline; rows of one group are shown together."""

@@ -29,6 +29,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 
 from rlhf.recovery.leftovers import temporary_file
+from rlhf.storage.write_errors import writing
 
 NAME = "shared_memory"
 CHUNK_BYTES = 256 * 2**20
@@ -167,7 +168,7 @@ def _chunks(source: WeightSource) -> Iterator[list[tuple[str, Tensor]]]:
 
 def write_chunk(path: Path, tensors: list[tuple[str, Tensor]]) -> SharedMemoryUpdate:
     """Write tensors to a file, end to end, and return the chunk's description."""
-    with path.open("wb") as file:
+    with writing(path), path.open("wb") as file:
         for _, tensor in tensors:
             file.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return SharedMemoryUpdate(

@@ -21,6 +21,8 @@ from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointComm
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rlhf.storage.write_errors import writing
+
 Segments = Sequence[NDArray[np.uint8]]
 """Content of a file, as arrays of bytes, end to end."""
 Files = Mapping[str, Segments]
@@ -77,7 +79,7 @@ def file_bytes(content: Segments) -> int:
 
 def write_segments(content: Segments, path: Path) -> None:
     """Write a file."""
-    with path.open("wb") as file:
+    with writing(path), path.open("wb") as file:
         for segment in content:
             file.write(segment.data)
 

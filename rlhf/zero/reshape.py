@@ -20,6 +20,7 @@ import deepspeed
 import torch
 from torch import Tensor
 
+from rlhf.storage.write_errors import writing
 from rlhf.zero.engine import ZeroEngine, full_shape
 
 MASTER = "fp32"
@@ -148,6 +149,11 @@ def _shard_of_parameters(
     return Shard(master=shard["fp32_flat_groups"], adam=shard["optimizer_state_dict"], pieces=pieces)
 
 
+def _save(content: Any, path: Path) -> None:
+    with writing(path):
+        torch.save(content, path)
+
+
 def _write_stage_0(engine: ZeroEngine, state: WholeState, files: Path) -> None:
     """Write the single file of stage 0."""
     parameters = {name: state.parameter(name) for name in state.shapes}
@@ -160,7 +166,7 @@ def _write_stage_0(engine: ZeroEngine, state: WholeState, files: Path) -> None:
     current = engine.engine.optimizer.state_dict()
     optimizer = {**current, "optimizer_state_dict": adam, "fp32_groups": [master]} if "fp32_groups" in current else adam
     module = {name: weight.to(getattr(torch, engine.dtype)) for name, weight in zip(parameters, master)}
-    torch.save({**state.common, "module": module, "optimizer": optimizer}, files / _model_file(0))
+    _save({**state.common, "module": module, "optimizer": optimizer}, files / _model_file(0))
 
 
 def _write_universal(stage: int, state: WholeState, files: Path) -> None:
@@ -169,13 +175,13 @@ def _write_universal(stage: int, state: WholeState, files: Path) -> None:
         folder = files / "zero" / name
         folder.mkdir(parents=True)
         for key, tensor in state.parameter(name).items():
-            torch.save({"param": tensor}, folder / f"{key}.pt")
-        torch.save(state.step, folder / "step.pt")
+            _save({"param": tensor}, folder / f"{key}.pt")
+        _save(state.step, folder / "step.pt")
     groups = [state.hyperparameters]
     adam = {"state": {0: {"step": state.step}}, "param_groups": groups}
     rest = {"ds_version": deepspeed.__version__, "param_groups": groups, "optimizer_state_dict": adam}
-    torch.save(rest, files / "zero" / "optimizer_state.pt")
-    torch.save(state.common, files / _model_file(stage))
+    _save(rest, files / "zero" / "optimizer_state.pt")
+    _save(state.common, files / _model_file(stage))
 
 
 @contextmanager

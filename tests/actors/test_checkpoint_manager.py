@@ -135,6 +135,26 @@ def test_a_checkpoint_that_fails_costs_the_run_nothing_until_there_are_too_many(
         checkpoints.keep(running.state(3), (), {})
 
 
+def test_a_full_disk_names_the_file_of_the_checkpoint(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints, begin = running.checkpoints, running.checkpoints.store.begin
+
+    def with_full_file(step: int) -> Path:
+        folder = begin(step)
+        (folder / "policy").mkdir()
+        (folder / "policy" / "weights").symlink_to("/dev/full")
+        return folder
+
+    monkeypatch.setattr(checkpoints.store, "begin", with_full_file)
+    checkpoints._failures = 2
+    with pytest.raises(MachineryError, match="There is no checkpoint yet.*Free space there.* the same command") as last:
+        checkpoints.keep(running.state(1), (), {}, is_last=True)
+    [failed] = running.told("checkpoint_failed")
+    file = checkpoints.store.folder / "step_1.partial" / "policy" / "weights"
+    assert failed["error"].startswith(f"{file} cannot be written: No space left on device (") and str(file) in str(
+        last.value
+    )
+
+
 def test_with_other_data_an_epoch_of_the_new_prompts_begins(running: Running) -> None:
     """Places in the old order, and rollouts that were made ahead, are of prompts that are other ones now."""
     checkpoints, block = running.checkpoints, Block(rollouts=ray.put(BLOCK), samples=2, set_aside=0, tokens=9)

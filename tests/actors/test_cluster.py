@@ -366,3 +366,34 @@ def test_a_users_own_tuning_stays(monkeypatch: pytest.MonkeyPatch, name: str, va
     """It reaches the actors as it is."""
     monkeypatch.setenv(name, value)
     assert worker_environment(threads=1, own_ray=True)[name] == value
+
+
+KILLED_AT_START = """
+import os, signal, subprocess
+import ray
+from ray._private import services
+from actors.cluster import cluster
+
+def init(*_, **__):
+    raylet = services.ConsolePopen(["sh", "-c", "sleep 600 & echo $!; wait"], stdout=subprocess.PIPE, text=True)
+    print(raylet.pid, raylet.stdout.readline(), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+ray.init = init
+with cluster(None, has_gpus=False):
+    pass
+"""
+
+
+def test_a_command_that_is_killed_while_ray_starts_leaves_none_of_its_processes(tmp_path: Path) -> None:
+    """Ray's agents are children of the raylet: Ray itself would end them a minute later."""
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    command = [sys.executable, "-c", KILLED_AT_START]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    raylet, agent = map(int, done.stdout.split())
+    until = time.monotonic() + 10
+    while (left := [each for each in (raylet, agent) if is_alive(each)]) and time.monotonic() < until:
+        time.sleep(0.02)
+    for each in left:
+        os.kill(each, signal.SIGKILL)
+    assert left == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from rlhf.config.schema import CheckpointConfig, Recipe
 from rlhf.errors import CanaryError, ClusterError, MachineryError, RLHFError, Stopped, Unsaved
 from rlhf.recovery.last_resort import LastResort, unrecorded
 from rlhf.recovery.stop import StopRequest, saved
+from rlhf.storage.jsonl import append_line
 from rlhf.tracking.console import Console
 from rlhf.tracking.run_folder import RunFolder
 
@@ -51,6 +53,20 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
     yield stage
     stage.session.end_stage()
     assert stage.session.last_resort.record is unrecorded and stop.unsaved is saved
+
+
+def test_a_full_disk_names_the_file_that_could_not_be_written(stage: Stage) -> None:
+    stage.run.path.mkdir()
+    stage.run.metrics.symlink_to("/dev/full")
+    try:
+        append_line(stage.run.metrics, {"step": 1})
+    except OSError as error:
+        full = str(stage.fails(error))
+    assert full.startswith(f"{stage.run.metrics} cannot be written: No space left on device (") and " free). " in full
+    assert "Free space there, or remove files" in full and full.endswith("it resumes from the last checkpoint.")
+    told = str(stage.fails(OSError(errno.EROFS, "Read-only file system", "/runs/x/status.json")))
+    assert told.startswith("/runs/x/status.json cannot be written: Read-only file system. The file system is mounted")
+    assert str(stage.fails(OSError(errno.EIO, "I/O error"))).startswith(f"{stage.run.path} cannot be written or read")
 
 
 def test_a_stop_names_the_last_checkpoint_also_one_of_an_earlier_command(stage: Stage) -> None:

@@ -101,6 +101,19 @@ def test_what_an_actor_raised_on_purpose_is_passed_on_through_those_that_were_gi
     assert translate_error(RayTaskError("a", "", RayTaskError("b", "", own)), NAME, CONTEXT) is own
 
 
+def test_a_file_that_an_actor_could_not_write_is_named_with_the_way_on() -> None:
+    error = OSError(28, "No space left on device (0.0 MiB of 1.0 GiB free)", "/runs/x/ppo/model.safetensors")
+    told = translate_error(RayTaskError("save", "Traceback\nOSError: [Errno 28]", error), NAME, CONTEXT)
+    assert type(told) is MachineryError and told.may_pass
+    assert "/runs/x/ppo/model.safetensors cannot be written: No space left on device (0.0 MiB" in str(told)
+    assert "Free space there" in str(told) and str(told).endswith("give the same command")
+
+
+def test_ray_s_own_full_disk_says_where_ray_writes() -> None:
+    assert "/tmp/ray: free space there" in loss(exceptions.OutOfDiskError()).reason
+    assert "/tmp/ray" not in loss(exceptions.ObjectStoreFullError()).reason
+
+
 def test_an_error_of_a_device_that_was_raised_outside_of_a_roles_call_is_a_loss_and_a_bug_is_none() -> None:
     """Its text has several lines, of which the first one names it."""
     text = "CUDA error: an illegal memory access was encountered\nCompile with `TORCH_USE_CUDA_DSA`.\n"

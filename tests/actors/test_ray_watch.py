@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import struct
@@ -102,6 +103,34 @@ def test_a_process_that_stays_stopped_has_failed(
         sleepers[1].send_signal(signal.SIGSTOP)
         told = failure(watch)
     assert told.startswith(f"Ray's raylet (process {sleepers[1].pid}) has been stopped for 0 s; likely cause: SIGSTOP")
+
+
+def test_a_session_folder_that_is_removed_is_named(
+    sleepers: tuple[Sleeper, Sleeper], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls that need a new process would wait for it for ever."""
+    monkeypatch.setattr(ray_watch, "POLL_SECONDS", 0.05)
+    raylet = tmp_path / "sockets" / "raylet"
+    raylet.parent.mkdir()
+    raylet.touch()
+    watch = RayWatch(LastResort(list[int]().append))
+    with watch.watching([named("raylet", sleepers[1])], tmp_path, paths=[tmp_path, raylet, tmp_path / "other"]):
+        assert not failure(watch, 0.3)
+        shutil.rmtree(raylet.parent)
+        told = failure(watch)
+    assert told.startswith(f"{raylet} of Ray's session was removed, which") and "RAY_TMPDIR" in told
+
+
+def test_a_raylet_that_removes_its_socket_before_it_ends_has_ended(
+    sleepers: tuple[Sleeper, Sleeper], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_watch, "POLL_SECONDS", 0.5)
+    (tmp_path / "raylet").touch()
+    watch = RayWatch(LastResort(list[int]().append))
+    with watch.watching([named("raylet", sleepers[1])], tmp_path, paths=[tmp_path / "raylet"]):
+        (tmp_path / "raylet").unlink()
+        sleepers[1].kill()
+        assert failure(watch).startswith("Ray's raylet (process")
 
 
 def test_an_agent_that_took_the_raylet_with_it_is_named(tmp_path: Path) -> None:

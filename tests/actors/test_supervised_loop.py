@@ -112,7 +112,7 @@ class Stage:
         run = RunFolder.create(self.root, "sft", "name: t\n", "digest", self.data)
         last = latest_checkpoint(run.checkpoints)
         if last is not None:
-            run.rewind(StageState.from_json(last.state()).sizes)
+            run.rewind(StageState.from_json(last.state()).sizes, last.step)
         session: Any = SimpleNamespace(
             recipe=recipe,
             files_of=lambda stage: self.data,
@@ -199,6 +199,23 @@ def test_a_stage_that_stops_commits_its_last_snapshot_and_goes_on_from_there(loc
     assert stage.rows == expected() and stage.saved == 678
     assert [event["step"] for event in stage.events("resumed")] == [4]
     assert done.latest["eval/loss"] == 0.125
+
+
+def test_a_record_that_is_deleted_costs_neither_the_run_nor_its_way_back(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The snapshot that it goes back to knows the sizes of the deleted files."""
+    stage, update = Stage(tmp_path, snapshot_every=2), Ranks.update
+
+    def deletes(ranks: Ranks, batch: Sequence[int]) -> dict[str, float]:
+        if stage.rows == expected()[:3]:
+            RunFolder(tmp_path, "sft").metrics.unlink()
+        return update(ranks, batch)
+
+    monkeypatch.setattr(Ranks, "update", deletes)
+    stage.go(("update", 4, died()))
+    assert stage.rows == expected()[3:] and stage.saved == 678
+    assert [event["before_step"] for event in stage.events("record_lost")] == [3]
 
 
 def test_a_stop_without_its_checkpoint_is_a_failure(

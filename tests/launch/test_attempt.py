@@ -55,7 +55,7 @@ def ended(error: RLHFError) -> Ended:
 @pytest.mark.parametrize("error", [MachineryError("x"), LostError("x"), Stopped("SIGTERM")])
 def test_a_cause_that_may_pass_is_repeated(job: Job, error: RLHFError) -> None:
     assert job.attempt(ended(error)) == REPEAT
-    assert json.loads(job.file.read_text()) == {"furthest": {}, "fruitless": 1}
+    assert json.loads(job.file.read_text()) == {"furthest": {}, "fruitless": 1, "final": None}
 
 
 @pytest.mark.parametrize("error", [UserError("x"), CanaryError("x"), NonFiniteError("x")])
@@ -123,7 +123,7 @@ def test_as_a_rayjob_it_stops_its_job_after_a_final_failure_only(
     job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stopped = list[int]()
-    monkeypatch.setattr(launch.attempt, "stop_own_job", lambda: stopped.append(1))
+    monkeypatch.setattr(launch.attempt, "stop_own_job", lambda: stopped.append(1) or True)
     for ended_as, code, stops in ((Ended(0), 0, 0), (Ended(3, True), REPEAT, 0), (Ended(2), 2, 1)):
         monkeypatch.setattr(launch.attempt, "run_command", lambda words, result=ended_as: result)
         assert main(["--job", str(job.file), "ppo", str(RECIPE)]) == code
@@ -131,6 +131,30 @@ def test_as_a_rayjob_it_stops_its_job_after_a_final_failure_only(
         assert f"the command ended with exit code {code}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("first", [Ended(3), Ended(2), Ended(3, may_pass=True)], ids=["canary", "input", "no steps"])
+def test_a_final_failure_of_which_kuberay_does_not_know_is_not_run_again(
+    first: Ended, job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray does not answer, so that KubeRay counts the job as failed, and repeats it: once, for nothing."""
+    runs, answers = list[int](), False
+
+    def stop() -> bool:
+        return answers
+
+    monkeypatch.setattr(launch.attempt, "stop_own_job", stop)
+    monkeypatch.setattr(launch.attempt, "run_command", lambda words: runs.append(1) or first)
+    words = ["--job", str(job.file), "ppo", str(RECIPE), "recovery.requeues=0", f"runs_dir={job.folder}"]
+    assert [main(words), main(words)] == [first.code, first.code] and len(runs) == 1
+    assert f"not run: the attempt before ended with exit code {first.code}" in capsys.readouterr().err
+    answers = True
+    assert main(words) == first.code and len(runs) == 1
+    assert not job.file.exists(), "KubeRay knows: a person who submits it again begins anew"
+    main(words)
+    assert len(runs) == 2
+
+
+NOBODY = "import launch.attempt\nlaunch.attempt.stop_own_job = lambda: False\n"
+"""A Ray that does not answer."""
 ENDS = """
 import atexit, sys, time
 import launch.attempt
@@ -162,6 +186,22 @@ def test_a_process_that_leaves_at_once_has_the_attempts_exit_code(when: str, tmp
         )
         assert done.returncode == code, done.stderr[-2000:]
     assert "not repeated: 2 attempts in a row" in done.stderr
+
+
+def test_a_job_that_gives_up_where_it_has_to_leave_at_once_is_not_run_again(tmp_path: Path) -> None:
+    """It has no time to have Ray stop it, so that KubeRay repeats it; not from the beginning of the count."""
+    file = tmp_path / "attempts.json"
+    settings = [f"runs_dir={tmp_path / 'runs'}", "name=j", "recovery.requeues=0"]
+    words = ["while its main thread waits", "--job", str(file), "ppo", str(RECIPE), *settings]
+    for reason in ("not repeated: 1 attempts in a row", "not run: the attempt before ended with exit code 3"):
+        done = subprocess.run(
+            [sys.executable, "-c", ENDS.replace("import launch.attempt\n", NOBODY), *words],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 3 and reason in done.stderr, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("words", [[], ["--job"], ["file"]])

@@ -35,8 +35,10 @@ folder = Path(sys.argv[1])
 leftovers.SHARED_MEMORY, tempfile.tempdir = folder / "shared", str(folder / "temporary")
 (folder / "shared" / (leftovers.prefix("weights") + "a")).touch()
 program = [sys.executable, "-c", sys.argv[2]]
+reaper = Reaper(leftovers.folders())
+reaper.add_spilled(f"{folder}/session/spilled_*")
 leader = subprocess.Popen(program, stdout=subprocess.PIPE, text=True, start_new_session=True)
-reaper = Reaper([leader.pid], leftovers.folders(), f"{folder}/session/spilled_*")
+reaper.add_session(leader.pid)
 print(leader.pid, leader.stdout.readline().strip(), reaper._process.pid, flush=True)
 time.sleep(600)
 """

@@ -228,14 +228,14 @@ def test_an_unwritable_folder_is_a_user_error(tmp_path: Path) -> None:
 def interrupted(root: Path) -> RunFolder:
     """A run that was killed one step after its checkpoint of step 2."""
     run = RunFolder.create(root, "ppo", "old", "abc")
-    for step in (1, 2):
+    for step in (0, 1):
         append_line(run.metrics, {"step": step})
         append_line(run.events, {"kind": "one"})
     store = CheckpointStore(run.checkpoints, 1, 0)
     store.begin(2)
     store.commit(2, [], run.sizes(), "old", None)
-    append_line(run.metrics, {"step": 3})
-    append_line(run.samples, {"step": 3})
+    append_line(run.metrics, {"step": 2})
+    append_line(run.samples, {"step": 2})
     append_line(run.events, {"kind": "two"})
     with run.metrics.open("a") as file:
         file.write('{"st')
@@ -252,8 +252,8 @@ def test_an_attempt_with_a_checkpoint_resumes_in_its_folder(tmp_path: Path) -> N
     assert found is not None and found.path == run.path / "checkpoints" / "step_2"
     run.accept("new")
     assert run.config.read_text() == "new"
-    run.rewind({name: found.state()[name] for name in ("metrics.jsonl", "samples.jsonl")})
-    assert [row["step"] for row in read_lines(run.metrics)] == [1, 2]
+    assert run.rewind({name: found.state()[name] for name in ("metrics.jsonl", "samples.jsonl")}, 2) == ()
+    assert [row["step"] for row in read_lines(run.metrics)] == [0, 1]
     assert run.samples.read_text() == ""
     assert [row["kind"] for row in read_lines(run.events)] == ["one", "one", "two"]
     with pytest.raises(UserError, match="in use by process"):
@@ -289,15 +289,39 @@ def test_a_finished_run_does_not_go_on(tmp_path: Path) -> None:
 def test_files_that_lost_lines_are_refused_and_none_is_cut(tmp_path: Path) -> None:
     run = interrupted(tmp_path)
     whole = run.sizes()
-    assert whole == {"metrics.jsonl": len('{"step": 1}\n' * 3 + '{"st'), "samples.jsonl": len('{"step": 3}\n')}
+    assert whole == {"metrics.jsonl": len('{"step": 1}\n' * 3 + '{"st'), "samples.jsonl": len('{"step": 2}\n')}
     run.samples.write_bytes(b"12345")
     with pytest.raises(UserError, match="samples.jsonl has 5 of 12 bytes") as caught:
-        run.rewind(whole | {"metrics.jsonl": 1})
+        run.rewind(whole | {"metrics.jsonl": 1}, 2)
     assert f"delete {run.checkpoints}" in caught.value.fix
-    run.samples.unlink()
-    with pytest.raises(UserError, match="samples.jsonl has 0 of 12 bytes"):
-        run.rewind(whole | {"metrics.jsonl": 1})
     assert run.metrics.stat().st_size == whole["metrics.jsonl"]
+
+
+def test_a_deleted_record_is_begun_anew_and_what_it_lacks_is_known(tmp_path: Path) -> None:
+    run, sizes = interrupted(tmp_path), {"metrics.jsonl": 24, "samples.jsonl": 0}
+    run.metrics.unlink()
+    [lost] = run.rewind(sizes, 2)
+    assert (lost.file, lost.before, run.metrics.exists()) == (run.metrics, 2, False)
+    assert f"{run.metrics} was deleted: the rows of steps 0 to 1 are lost" in lost.text
+    assert not run.samples.read_text()
+
+
+def test_a_record_that_was_begun_anew_is_cut_at_the_step_and_not_at_the_size_of_the_deleted_one(tmp_path: Path) -> None:
+    """Deleted while the run went on, it is shorter, or longer, than at the checkpoint before."""
+    run = interrupted(tmp_path)
+    for text, kept in (
+        ('{"step": 1}\n{"step": 2}\n', [1]),
+        ('{"step": 2}\n', []),
+        ('{"step": 1, "loss": 0.123456}\n{"step": 2}\n{"st', [1]),
+    ):
+        run.metrics.write_text(text)
+        [lost] = run.rewind({"metrics.jsonl": 24, "samples.jsonl": 0}, 2)
+        assert lost.before == (1 if kept else 2)
+        assert [row["step"] for row in read_lines(run.metrics)] == kept
+    run.metrics.write_text('{"step": 0}\n{"step": 1}\n')
+    run.samples.write_text('{"step": 1}\n{"step": 2}\n')
+    assert run.rewind({"metrics.jsonl": 24, "samples.jsonl": 12}, 2) == (), "the first step had no sample"
+    assert run.samples.read_text() == '{"step": 1}\n'
 
 
 def test_an_attempt_that_is_discarded_keeps_its_checkpoints(tmp_path: Path) -> None:

@@ -74,3 +74,41 @@ def test_a_checkpoint_is_an_event(run: RunFolder) -> None:
         "seconds": 1.235,
         "path": str(run.checkpoints / "step_5"),
     }
+
+
+def test_a_record_that_is_deleted_while_the_run_goes_on_is_begun_anew_with_one_warning(run: RunFolder) -> None:
+    shown = list[str]()
+    tracker = Tracker(run, RECIPE, shown.append)
+    for step in range(4):
+        if step == 2:
+            run.metrics.unlink()
+            run.samples.unlink()
+        tracker.log(step, {"loss": 0.5})
+        tracker.samples(step, [ROW])
+    assert [row["step"] for row in read_lines(run.metrics)] == [2, 3]
+    assert [row["step"] for row in read_lines(run.samples)] == [2, 3]
+    lost = [event for event in read_lines(run.events) if event["kind"] == "record_lost"]
+    assert [(event["file"], event["before_step"]) for event in lost] == [(str(run.metrics), 2), (str(run.samples), 2)]
+    assert shown == [event["message"] for event in lost]
+    assert "the rows of steps 0 to 1 are lost" in shown[0]
+    for rows in run.rewind({"metrics.jsonl": 999, "samples.jsonl": 999}, 2):
+        tracker.lost(rows)
+    assert len(shown) == 2, "it was told before"
+
+
+def test_deleted_events_are_begun_anew_with_a_warning(run: RunFolder) -> None:
+    tracker = Tracker(run, RECIPE)
+    tracker.event("one")
+    run.events.unlink()
+    tracker.event("two")
+    tracker.event("three")
+    assert [event["kind"] for event in read_lines(run.events)] == ["record_lost", "two", "three"]
+
+
+def test_a_deleted_timeline_is_begun_anew_as_a_whole_file(run: RunFolder) -> None:
+    tracker = Tracker(run, RECIPE)
+    tracker.event("one")
+    run.trace.unlink()
+    tracker.event("two")
+    tracker.close({})
+    assert [event["name"] for event in json.loads(run.trace.read_text()) if event["ph"] == "i"] == ["two"]
