@@ -174,8 +174,10 @@ def check_plan(recipe: Recipe, stage: Stage, hardware: Hardware) -> Finding:
 
 def _describe_hardware(hardware: Hardware) -> str:
     if not hardware.gpus:
-        nodes = "1 node" if hardware.nodes == 1 else f"{hardware.nodes} nodes"
-        return f"{nodes} without GPUs suffice for CPU processes; cores of the smallest: {hardware.cpus}"
+        nodes = (
+            "1 node without GPUs suffices" if hardware.nodes == 1 else f"{hardware.nodes} nodes without GPUs suffice"
+        )
+        return f"{nodes} for CPU processes; cores of the smallest: {hardware.cpus}"
     known = hardware.cluster.gpu if hardware.cluster else "of no type that the plan knows, so memory was not counted"
     return f"{hardware.nodes} × {hardware.gpus} GPUs suffice ({known})"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -173,15 +174,16 @@ def _home(subject: str) -> str:
 
 
 def _files_beside(path: Path, subject: str) -> str:
+    """Fix that names the files with a similar name, in the same folder or among the shipped ones."""
+    places = {path.parent, Path(_home(subject))}
     try:
-        found = sorted(neighbour.name for neighbour in path.parent.glob("*.y*ml"))
+        found = {file.stem: str(file) for place in places for file in place.glob("*.y*ml")}
     except (OSError, ValueError):
-        found = []
-    return (
-        f"YAML files in that folder: {', '.join(found[:8])}"
-        if found
-        else f"check the path; shipped {subject}s are in {_home(subject)}"
-    )
+        found = {}
+    close = get_close_matches(path.stem, sorted(found), n=3)
+    if close:
+        return f"did you mean {' or '.join(found[name] for name in close)}?"
+    return f"check the path; shipped {subject}s are in {_home(subject)}"
 
 
 def _parse(text: str) -> tuple[yaml.Node | None, Any]:
