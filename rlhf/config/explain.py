@@ -169,7 +169,9 @@ def _hint(kind: Any, value: Any) -> str:
     inner, _ = without_none(kind)
     if get_origin(inner) is Literal and isinstance(value, str):
         close = difflib.get_close_matches(value, [str(option) for option in get_args(inner)], n=3)
-        return f"did you mean {' or '.join(close)}?" if close else ""
+        likeness = [difflib.SequenceMatcher(None, option, value).ratio() for option in close]
+        alike = [option for option, ratio in zip(close, likeness, strict=True) if ratio > likeness[0] - 0.05]
+        return f"did you mean {' or '.join(alike)}?" if alike else ""
     wants_text = inner is str or (get_origin(inner) is Literal and isinstance(get_args(inner)[0], str))
     if wants_text and value is not None and not isinstance(value, (list, dict)):
         return "put the value in quotes: without them YAML reads a number, true or false"
