@@ -18,7 +18,7 @@ from rlhf.config.fields import rules_off
 from rlhf.config.keys import fields_of, section_of, types_of, without_none
 from rlhf.config.schema import Recipe
 from rlhf.config.source import Dumper, read_source
-from rlhf.errors import UserError, raise_all
+from rlhf.errors import MOST_PROBLEMS, UserError, raise_all
 
 Check = Callable[[Recipe], Iterable[UserError]]
 """Further checks of a recipe, for a command: rules between sections, paths, the machine."""
@@ -42,7 +42,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), check: Check | 
         recipe = TypeAdapter(Recipe).validate_python(settings)
     except ValidationError as refusal:
         problems = explain(refusal, settings, source)
-        problems += [] if check is None else _further(refusal, settings, check)
+        if check is not None and len(problems) < MOST_PROBLEMS:  # others would not be shown
+            problems += _further(refusal, settings, check)
     raise_all(problems, source.file)
     return recipe
 
