@@ -82,8 +82,8 @@ _ADVICE = {
     "ambiguous": "write every key of an object once",
     "marked as bad": "give demonstrations of good answers, or data.ignore=[<the column>] if it means something else",
     "label is false": "give demonstrations of good answers, or data.ignore=[label] if it means something else",
-    "columns missing": "rename columns with data.columns, for example 'data.columns={chosen: better, rejected: worse}', "
-    "or set data.format",
+    "columns missing": "rename columns with data.columns, for example "
+    "'data.columns={chosen: better, rejected: worse}', or set data.format",
     "not a number": "correct the margins, or data.ignore=[margin] to train without them",
 }
 """Category of bad rows → how to correct them."""
