@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from actors.answering import answers_of, ignore_progress
+from actors.answering import answers_of
 from actors.checkpoint_manager import open_checkpoints
 from actors.early_stop import EarlyStopping, PolicyAccess, describe_outcome, held_out_prompts, summarise_early_stop
 from actors.ppo_loop import PPOLoop
@@ -46,6 +46,8 @@ def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
         for stored in (run.before, run.after):  # stored answers belong to the prompts of the earlier data
             stored.unlink(missing_ok=True)
     compared = data.held_out[: _count_compared(run, recipe, len(data.held_out))]
+    if len(compared) == len(data.held_out) < (asked := recipe.evaluation.prompts):
+        session.console.print(f"compared before and after: {len(compared)} of {asked} prompts, all that are held out")
     held_out = held_out_prompts(recipe.early_stop, data.held_out)
     start = Start(
         policy=session.policy_start,
@@ -84,7 +86,7 @@ def train_ppo(session: Session, run: RunFolder, tracker: Tracker) -> Summary:
         was_over = loop.is_over
         trainer.timer.add(START, began)
         _run_steps(session, tracker, loop)
-        after = _answers_after(run, loop, policy, early_stop, was_over)
+        after = _answers_after(session, run, loop, policy, early_stop, was_over)
         if len(after) != len(before):
             raise damaged(run.after, f"holds {len(after)} answers to {len(before)} prompts", _fix(run.after))
     texts = [session.tokenizer.decode(prompt.tokens, skip_special_tokens=True) for prompt in compared]
@@ -121,12 +123,19 @@ def _policy(session: Session, actors: RunActors, compared: Sequence[int]) -> Pol
     """Access to the current policy: ranks save it, engines answer with it."""
 
     def save(folder: Path) -> None:
-        actors.save(folder.resolve(), PhaseContext(phase="save"))
+        context = PhaseContext(phase="save")
+        actors.supervisor.enter_phase(context)
+        actors.save(folder.resolve(), context)
         with writing(folder / "tokenizer.json"):
             session.tokenizer.save_pretrained(folder)
 
+    def answers() -> list[str]:
+        actors.supervisor.enter_phase(PhaseContext(phase="answers"))
+        with session.console.stage("Answering held-out prompts", len(compared)) as report:
+            return answers_of(actors.engines, compared, start, report)
+
     start = session.policy_start
-    return PolicyAccess(save=save, answers=lambda: answers_of(actors.engines, compared, start, ignore_progress))
+    return PolicyAccess(save=save, answers=answers)
 
 
 def _run_steps(session: Session, tracker: Tracker, loop: PPOLoop) -> None:
@@ -140,7 +149,12 @@ def _run_steps(session: Session, tracker: Tracker, loop: PPOLoop) -> None:
 
 
 def _answers_after(
-    run: RunFolder, loop: PPOLoop, policy: PolicyAccess, early_stop: EarlyStopping | None, was_over: bool
+    session: Session,
+    run: RunFolder,
+    loop: PPOLoop,
+    policy: PolicyAccess,
+    early_stop: EarlyStopping | None,
+    was_over: bool,
 ) -> list[str]:
     """Save the run's model, and return its answers for the comparison.
 
@@ -150,6 +164,7 @@ def _answers_after(
     if not (was_over and stored.exists() and run.model.exists()):
         answers = loop.retry(lambda: early_stop.answers(loop.state) if early_stop else policy.answers())
         write_atomically(stored, json.dumps(answers, ensure_ascii=False))
+        session.console.notice("saving the model")
         loop.retry(lambda: early_stop.save_final_model(loop.state) if early_stop else _save(policy, run))
     return _read_answers(stored)
 

@@ -40,7 +40,7 @@ SHOWN = {
 }
 ROLE = "rlhf.roles.preference:RewardTrainingRole"
 LABELLED_ROLE = "rlhf.roles.labelled_reward:LabelledRewardRole"
-SHORTER_WINS = "'the shorter reply wins'"
+SHORTER_WINS = "accuracy of the rule 'the shorter reply wins'"
 NORMALISED_ON = 1000
 """Largest number of demonstrations over which the reward is shifted to a mean of 0."""
 

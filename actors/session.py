@@ -268,7 +268,7 @@ class Session:
             raise UserError(
                 f"{key} = {start} has another vocabulary than {self.tokenizer_folder}",
                 "the model would read the token ids as other text",
-                f"leave out {key}, or name a model with the tokenizer of {self.tokenizer_folder}",
+                f"{key}=null, or name a model with the tokenizer of {self.tokenizer_folder}",
             )
 
     def _require_vocabulary_of_sft(self) -> None:
@@ -470,7 +470,8 @@ class Session:
         """Print the report on the data, before actors start; store bad rows and the date for chat templates."""
         self.console.print(data.report)
         if data.bad:
-            write_bad_rows(run.path / "bad_rows.jsonl", data.bad)
+            write_bad_rows(listed := run.path / "bad_rows.jsonl", data.bad)
+            self.console.print(f"rows that are not used are listed in {listed}")
         if template_date(self.tokenizer) is not None and not self._day_file.exists():
             write_atomically(self._day_file, self.day.isoformat())
         self.console.print(f"starting the actors of the {run.stage} stage")

@@ -69,6 +69,7 @@ def save_model(
     """Save the group's model, by a method of its role, and the tokenizer to ``run.model``."""
     context = PhaseContext(phase="save")
     group.supervisor.enter_phase(context)
+    session.console.notice("saving the model")
     with timer("save"), run.writing_model() as folder:
         group.ask(method, folder.resolve(), *arguments, context=context)
         with writing(folder / "tokenizer.json"):

@@ -216,10 +216,31 @@ def parse(arguments: Sequence[str]) -> Call:
         call = typer.main.get_command(_build_parser()).main(arguments, prog_name="rlhf", standalone_mode=False)
     except typer.TyperException as error:
         words = " ".join(["rlhf", *_command_words(arguments), "--help"])
-        raise UserError(error.format_message(), fix=f"`{words}` shows what can be given") from error
+        fix = _as_setting(arguments) or f"`{words}` shows what can be given{_example(arguments)}"
+        raise UserError(error.format_message(), fix=fix) from error
     if not isinstance(call, Call):
         raise SystemExit(call)
     return call
+
+
+def _as_setting(arguments: Sequence[str]) -> str:
+    """Fix for a setting of the recipe that is written as an option; empty if there is none."""
+    for i, word in enumerate(arguments):
+        key, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and "." in key and key.partition(".")[0].isidentifier():
+            following = arguments[i + 1] if not equals and i + 1 < len(arguments) else "<value>"
+            return f"settings are written without dashes: {key}={value if equals else following}"
+    return ""
+
+
+def _example(arguments: Sequence[str]) -> str:
+    words = _command_words(arguments)
+    if not words:
+        return ""
+    entry = COMMANDS[words[0]]
+    if isinstance(entry, CommandGroup) and len(words) > 1:
+        entry = entry.commands[words[1]]
+    return f"; for example `{entry.example}`"
 
 
 def _command_words(arguments: Sequence[str]) -> list[str]:

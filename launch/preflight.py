@@ -26,7 +26,7 @@ from rlhf.placement.machine import Machine, uses_gpus
 from rlhf.placement.pools import Strategy, pools
 from rlhf.retrieval.dataset import check_dataset_template
 from rlhf.tracking.wandb_run import resolve_mode
-from rlhf.validate import validate
+from rlhf.validate import problems_of, validate
 
 if TYPE_CHECKING:
     from actors.session import Session
@@ -59,6 +59,13 @@ def prepare(given: Recipe, command: Stage) -> tuple[Recipe, Device, int]:
     if not on_gpus:
         return recipe, "cpu", machine.gpus
     return _with_strategy(recipe, command, machine), "cuda", machine.gpus
+
+
+def further_problems(recipe: Recipe, command: Stage) -> list[UserError]:
+    """Problems of a recipe that has been refused already. No cluster is joined for it, and no model's folder read."""
+    any_cluster = Machine(gpus=10**6, cpus=10**6)
+    machine = any_cluster if recipe.placement.ray_address is not None else _this_machine()
+    return problems_of(_with_whole_paths(recipe), command, machine)
 
 
 def _with_strategy(recipe: Recipe, command: Stage, machine: Machine) -> Recipe:

@@ -20,7 +20,7 @@ from rlhf.garbage import paused_collection
 
 if TYPE_CHECKING:
     from actors.session import Session
-    from rlhf.config.schema import Stage
+    from rlhf.config.schema import Recipe, Stage
 
 Work = Callable[[], object]
 LOGS = "logs"
@@ -80,10 +80,12 @@ def run_work(
 
     with before_the_start(), ExitStack() as stack:
         started = time.time()
+        if command != "generate":  # whose standard output may be its answers
+            print("reading the recipe and the data", flush=True)
         with paused_collection():
             from rlhf.config.load import load_recipe
 
-            given = load_recipe(path, overrides)
+            given = load_recipe(path, overrides, partial(_further_problems, command))
             from actors.preload import preloading
 
             sessions = stack.enter_context(preloading(given, command))  # while this process imports and checks
@@ -111,6 +113,12 @@ def run_work(
             with ExitStack() as signals, ray:
                 signals.enter_context(session.stop.install())  # after Ray, which handles SIGTERM until it has ended
                 _go(go, session, new)
+
+
+def _further_problems(command: Stage, recipe: Recipe) -> list[UserError]:
+    from launch.preflight import further_problems  # imports much, and most recipes are not refused
+
+    return further_problems(recipe, command)
 
 
 def _show(stream: TextIO, text: str) -> None:

@@ -222,7 +222,13 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         Metric("health/restarts", "restarts", "so far; actors that are lost together are one", "lower", "restarts"),
         Metric("health/redispatched", "samples", "re-dispatched so far", "lower", "samples re-dispatched"),
         Metric("health/set_aside", "samples", "quarantined so far", "lower", "samples set aside"),
-        Metric("health/seconds_lost", "s", "lost to failures so far", "lower", "seconds lost"),
+        Metric(
+            "health/seconds_lost",
+            "s",
+            "so far: waits for lost actors, steps that were repeated, and the time between two commands",
+            "lower",
+            "seconds lost",
+        ),
     ),
 }
 """All metrics, by section of the page."""

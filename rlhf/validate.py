@@ -30,10 +30,15 @@ def validate(recipe: Recipe, stage: Stage, machine: Machine) -> None:
     Raises:
         UserError: lists every problem found.
     """
+    cannot = "" if stage == "generate" else f" cannot run `{stage}`"
+    raise_all(problems_of(recipe, stage, machine), f"the recipe {recipe.name!r}{cannot}")
+
+
+def problems_of(recipe: Recipe, stage: Stage, machine: Machine) -> list[UserError]:
+    """Every problem that ``validate`` finds."""
     if stage == "generate":  # model and prompts are arguments of the command
         limits = check_limits(recipe, uses_gpus(recipe, machine))
-        problems = list(check_name(recipe)) or [*limits, *check_devices(recipe, stage, machine)]
-        return raise_all(problems, f"the recipe {recipe.name!r}")
+        return list(check_name(recipe)) or [*limits, *check_devices(recipe, stage, machine)]
     stages = stages_of(recipe, stage)
     problems = [
         *check_name(recipe),
@@ -53,8 +58,7 @@ def validate(recipe: Recipe, stage: Stage, machine: Machine) -> None:
     ]
     problems += [*check_algorithm(recipe), *check_limits(recipe, uses_gpus(recipe, machine))] if "ppo" in stages else []
     wrong = list(check_sharing(recipe)) if "ppo" in stages else []
-    problems += wrong or check_devices(recipe, stage, machine)
-    raise_all(problems, f"the recipe {recipe.name!r} cannot run `{stage}`")
+    return problems + (wrong or list(check_devices(recipe, stage, machine)))
 
 
 def _scorers(recipe: Recipe, stage: Stage) -> Iterator[UserError]:

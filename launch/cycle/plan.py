@@ -114,7 +114,7 @@ def _problems(plan: CyclePlan) -> Iterable[UserError]:
             f"name = {recipe.name!r}", why, f"use up to {LONGEST_NAME} letters, digits, dashes, underscores"
         )
     if recipe.feedback.policy is not None:
-        fix = "leave it out; ppo.policy_init names the first round's model"
+        fix = "feedback.policy=null; ppo.policy_init names the first round's model"
         yield UserError("feedback.policy has no effect", "each round samples from the policy that it improves", fix)
     if not recipe.trains_reward:
         why = "a cycle learns from votes by a reward model"

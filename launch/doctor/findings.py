@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from rlhf.errors import RLHFError
+
 Status = Literal["ok", "warning", "failed", "not applicable"]
 GIB = 2**30
 
@@ -70,12 +72,17 @@ def run_check(check: Callable[..., Finding], *facts: object) -> Finding:
 def described(error: BaseException) -> str:
     """Describe an error in one line."""
     lines = str(error).strip().splitlines()
+    if lines and isinstance(error, RLHFError):
+        return shortened(lines[0])  # a sentence for the user
     return shortened(f"{type(error).__name__}: {lines[0]}") if lines else type(error).__name__
 
 
 def shortened(text: str, width: int = 240) -> str:
-    """Shorten a long text to its beginning."""
-    return text if len(text) <= width else f"{text[: width - 3]}..."
+    """Shorten a long text to its beginning, if possible between words."""
+    if len(text) <= width:
+        return text
+    whole = text[: width - 3].rpartition(" ")[0]
+    return f"{whole if len(whole) > width // 2 else text[: width - 3]}..."
 
 
 def gib(size: float) -> str:

@@ -168,14 +168,16 @@ def check_plan(recipe: Recipe, stage: Stage, hardware: Hardware) -> Finding:
         return warning(f"{_describe_hardware(hardware)}; the models' memory was not counted: {error.what}", error.fix)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        return failed(problems[0].splitlines()[0] + more, _fix(hardware.cluster))
+        return failed(problems[0].splitlines()[0] + more, _fix(hardware))
     return ok(_describe_hardware(hardware))
 
 
 def _describe_hardware(hardware: Hardware) -> str:
     if not hardware.gpus:
-        nodes = "1 node" if hardware.nodes == 1 else f"{hardware.nodes} nodes"
-        return f"{nodes} without GPUs suffice for CPU processes; cores of the smallest: {hardware.cpus}"
+        nodes = (
+            "1 node without GPUs suffices" if hardware.nodes == 1 else f"{hardware.nodes} nodes without GPUs suffice"
+        )
+        return f"{nodes} for CPU processes; cores of the smallest: {hardware.cpus}"
     known = hardware.cluster.gpu if hardware.cluster else "of no type that the plan knows, so memory was not counted"
     return f"{hardware.nodes} × {hardware.gpus} GPUs suffice ({known})"
 
@@ -198,7 +200,10 @@ def _memory_problems(recipe: Recipe, stage: Stage, hardware: Hardware) -> list[s
     return list(dict.fromkeys(problem for each in problems for problem in each))
 
 
-def _fix(cluster: Cluster | None) -> str:
+def _fix(hardware: Hardware) -> str:
+    cluster = hardware.cluster
+    if not hardware.gpus:
+        return "placement.device=cpu and fewer or smaller processes, or machines with GPUs"
     if cluster is None:
         return "run `rlhf plan` for the smallest change that fits"
     text = f"nodes={cluster.nodes},gpus={cluster.gpus},gpu={cluster.gpu}"

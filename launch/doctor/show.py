@@ -33,8 +33,8 @@ def show(rows: Sequence[Row], stream: TextIO) -> None:
     """Print one row per check and node, with the nodes of a check together and fixes below their findings."""
     console = rich.console.Console(file=stream, width=None if stream.isatty() else PLAIN_WIDTH, highlight=False)
     table = Table(show_edge=False, pad_edge=False)
-    for name in ("check", "node", "stands", "found"):
-        table.add_column(name, overflow="fold", no_wrap=name in ("check", "stands"))
+    for name in ("check", "node", "result", "found"):
+        table.add_column(name, overflow="fold", no_wrap=name in ("check", "result"))
     for row in by_check(rows):
         finding = row.finding
         text = Text(plain_text(finding.found))

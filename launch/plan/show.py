@@ -47,7 +47,7 @@ def _heading(name: str, cluster: Cluster) -> str:
     size = cluster.type.memory / GIB
     nodes = "1 node" if cluster.nodes == 1 else f"{cluster.nodes} nodes"
     return (
-        f"{name} on {nodes} of {cluster.gpus} {cluster.gpu}: {cluster.total} GPUs of {size:.1f} GiB; "
+        f"{name} on {nodes} of {cluster.gpus} {cluster.gpu}: {_counted(cluster.total, 'GPU')} of {size:.1f} GiB; "
         f"{cluster.type.link / GB:.0f} GB/s within a node, {cluster.network / GB:.0f} GB/s between nodes"
     )
 
@@ -130,8 +130,8 @@ def _phase_rows(placed: Placed) -> Iterator[Row]:
         yield (use.role, *(_gib(memory.total) for memory in use.phases.values()))
 
 
-def _counted(count: int, name: str) -> str:
-    return f"{count} {name}{'' if count == 1 else 's'}"
+def _counted(count: int, name: str, several: str = "") -> str:
+    return f"{count} {name if count == 1 else several or f'{name}s'}"
 
 
 def _gib(count: int) -> str:
@@ -153,9 +153,9 @@ def _batch(stage: StagePlan) -> Iterator[str]:
             f"once; scored in {batch.blocks} blocks"
         )
     for role, passes in batch.score_passes.items():
-        yield f"    {role}: {passes} passes on each rank to score a step"
+        yield f"    {role}: {_counted(passes, 'pass', 'passes')} on each rank to score a step"
     for role, rows in batch.update_passes.items():
-        yield f"    {role}: {rows} micro-batches on each rank in an update"
+        yield f"    {role}: {_counted(rows, 'micro-batch', 'micro-batches')} on each rank in an update"
 
 
 def _checkpoint(size: int, grace_seconds: float) -> str:

@@ -241,11 +241,11 @@ def publish_seconds(member: PlannedRole, recipe: Recipe, colocated: bool, machin
     if recipe.model.engine_lora is not None:  # the base was sent before the first step
         sent = b * member.trained
         proof = 2 * HASH_BYTES * member.trained / machine.memory
-        return {"send": sent / machine.link(("policy", ENGINE)), "prove": proof}
+        return {"send": sent / machine.link(("policy", ENGINE)), "compare fingerprints": proof}
     sent = b * (shape.parameters + (shape.embedding if shape.tied else 0))
     if colocated:
         moving = 3 * sent / machine.memory  # packed, read and loaded within one GPU
     else:
         moving = sent / machine.link(("policy", ENGINE))
     proof = HASH_BYTES * shape.parameters * (1 + 1 / recipe.rollout.tensor_parallel) / machine.memory
-    return {"send": moving + gather_seconds(member, machine), "prove": proof}
+    return {"send": moving + gather_seconds(member, machine), "compare fingerprints": proof}

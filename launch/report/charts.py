@@ -109,6 +109,8 @@ def _with_levels(chart: Chart, values: Sequence[float]) -> tuple[float, float]:
 
 def _widen(low: float, high: float, margin: float) -> tuple[float, float]:
     size = max(abs(low), abs(high))
+    if size == 0:  # a count of nothing
+        return 0.0, 1.0
     if high - low <= 1e-9 * size or high == low:  # centre a flat line
         return low - (0.1 * size or 1.0), high + (0.1 * size or 1.0)
     return low - margin * (high - low), high + margin * (high - low)

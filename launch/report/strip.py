@@ -20,6 +20,8 @@ LETTER = 6.6
 """Upper bound of a letter's mean width."""
 SMALLEST = 0.4
 """Length below which a bar is not drawn, because it would not be visible."""
+DIGITS = 4
+"""Decimals of a bar's seconds; a bar that would have 0 s is left out."""
 OTHERS = "others"
 
 
@@ -52,7 +54,7 @@ def _visible(bars: Sequence[Bar], window: Interval) -> Iterator[Bar]:
     last: Bar | None = None
     for bar in bars:
         begin, end = max(bar.begin, window[0]), min(bar.end, window[1])
-        if begin >= end or (last is not None and end <= last.end):
+        if round(end - begin, DIGITS) <= 0 or (last is not None and end <= last.end):
             continue
         if last is not None and bar.name == last.name and begin - last.end < least:
             last = Bar(name=last.name, begin=last.begin, end=end)
@@ -97,5 +99,5 @@ def _bar(bar: Bar, window: Interval, colours: Mapping[str, int]) -> dict[str, An
         "colour": colours.get(bar.name, colours.get(OTHERS, 0)),
         "x": x,
         "width": max(round(end - x, 2), SMALLEST),
-        "title": f"{bar.name}, {format_value(round(bar.end - bar.begin, 4))} s",
+        "title": f"{bar.name}, {format_value(round(bar.end - bar.begin, DIGITS))} s",
     }

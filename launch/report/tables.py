@@ -20,6 +20,8 @@ MOST_EVENTS, MOST_ANSWERS, SAMPLED_STEPS, MOST_ACTORS = 1000, 60, 10, 200
 """Most rows on the page; the files hold all."""
 WHOLE = "step"
 """The phase that contains the others."""
+START = "start"
+"""The phase before the first step, which is in none."""
 COUNTS = labelled("health/restarts", "health/redispatched", "health/set_aside", "health/seconds_lost", "perf/goodput")
 _TEXT_FIELDS = ("what", "message", "why", "error", "reason", "path", "where")
 """Fields of an event, of which the first one present is its text."""
@@ -66,16 +68,18 @@ def time_by_phase(stage: StageRecord) -> list[Markup]:
     parts = {phase: values for phase, values in seconds.items() if phase != WHOLE and values}
     if not parts:
         return []
-    total = sum(seconds.get(WHOLE, ())) or sum(map(sum, parts.values())) or 1.0
+    inside = [sum(values) for phase, values in parts.items() if phase != START]
+    total = sum(seconds.get(WHOLE, ())) or sum(inside) or 1.0
     longest_first = sorted(parts.items(), key=lambda item: sum(item[1]), reverse=True)
-    rows = [_phase(phase, values, sum(values) / total) for phase, values in longest_first]
+    rows = [_phase(phase, values, None if phase == START else sum(values) / total) for phase, values in longest_first]
     columns = ("phase", "seconds", "steps", "mean", "longest", "share of the steps' time, %", "")
     return [table(columns, rows, f"time by phase, {stage.name}")]
 
 
-def _phase(phase: str, values: Sequence[float], share: float) -> list[Cell]:
-    total, bar = sum(values), ShareBar(min(max(share, 0.0), 1.0))
-    return [phase, round(total, 3), len(values), total / len(values), max(values), round(100 * share, 2), bar]
+def _phase(phase: str, values: Sequence[float], share: float | None) -> list[Cell]:
+    total = sum(values)
+    drawn = (None, None) if share is None else (round(100 * share, 2), ShareBar(min(max(share, 0.0), 1.0)))
+    return [phase, round(total, 3), len(values), total / len(values), max(values), *drawn]
 
 
 def utilisation(timeline: Timeline) -> Markup:

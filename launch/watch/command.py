@@ -30,6 +30,8 @@ WAIT_SECONDS = 10.0
 """Time that a run may take to appear, unless ``--wait`` is given."""
 PLAIN_SIZE = (120, 40)
 """Columns and lines of a single picture without a terminal."""
+RUNS_SHOWN = 10
+"""Most runs of a folder that are named."""
 FOOTER = "Ctrl-C leaves; the run continues"
 
 
@@ -106,6 +108,7 @@ def _wait_for_run(poll: Poll, path: Path, seconds: float) -> RunView:
     """
     begin, is_reported = time.monotonic(), False
     while (view := poll()) is None:
+        _refuse_folder_of_runs(path)
         if time.monotonic() - begin >= seconds:
             raise _no_run(path, seconds)
         if not is_reported:
@@ -113,6 +116,16 @@ def _wait_for_run(poll: Poll, path: Path, seconds: float) -> RunView:
             is_reported = True
         time.sleep(min(POLL_SECONDS, seconds))
     return view
+
+
+def _refuse_folder_of_runs(path: Path) -> None:
+    from launch.watch.folder import runs_in
+
+    if runs := runs_in(path):
+        more = f" and {len(runs) - RUNS_SHOWN} older ones" if len(runs) > RUNS_SHOWN else ""
+        named = ", ".join(reversed(runs[-RUNS_SHOWN:])) + more
+        what = f"{path} is no run, and holds {len(runs)}: {named}"
+        raise UserError(what, fix=f"name one: rlhf watch {path / runs[-1]}")
 
 
 def _no_run(path: Path, seconds: float) -> UserError:

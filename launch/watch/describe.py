@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from datetime import datetime
 from typing import Any
 
 from launch.report.read import LOSSES, number
 from launch.watch.follow import Row
+from rlhf.models.examination import Examination
 from rlhf.secrets import without_secrets
 from rlhf.tracking.console import format_number, one_line
 
@@ -24,6 +26,8 @@ def describe_event(event: Row) -> str:
     event = without_secrets(event)
     if event.get("kind") == "actor_replaced":
         return _describe_replacement(event)
+    if event.get("kind") == "examined" and (line := _describe_examination(event)):
+        return line
     kind, step, phase = one_line(event.get("kind", "event")), event.get("step"), event.get("phase")
     if event.get("member"):
         kind = f"{one_line(event['member'])} {kind.removeprefix('actor_')}"
@@ -42,6 +46,15 @@ def _describe_replacement(event: Row) -> str:
     line += "" if seconds is None else f": after {seconds:.1f} s"
     of_step = "" if step is None else f" of step {one_line(step)}"
     return f"{line}, lost in {one_line(phase)}{of_step}" if phase else line
+
+
+def _describe_examination(event: Row) -> str:
+    """The sentence that the run's console shows of a model; empty if the event is of another version."""
+    known = {field.name: event[field.name] for field in fields(Examination) if field.name in event}
+    try:
+        return f"{one_line(event.get('member', 'model'))} examined: {one_line(Examination(**known).line())}"
+    except (TypeError, ValueError):
+        return ""
 
 
 def _detail(event: Row) -> str:

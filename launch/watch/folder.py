@@ -52,8 +52,12 @@ class Stage:
 
     @property
     def finished(self) -> str:
-        """When the stage was finished, as text; empty before."""
-        return one_line(read_object(self.folder / "done.json").get("finished", ""))
+        """When the stage was finished, in local time, as text; empty before."""
+        text = one_line(read_object(self.folder / "done.json").get("finished", ""))
+        try:
+            return f"{datetime.fromisoformat(text).astimezone():%Y-%m-%d %H:%M:%S}"
+        except (ValueError, OverflowError):
+            return text
 
     def steps(self, status: Row) -> int | None:
         """Planned number of steps, from the status; before there is one, from the recipe, for PPO."""
@@ -117,6 +121,15 @@ class WatchedFolder:
     def path(self) -> Path:
         """The folder itself."""
         return self.root / self.only if self.only else self.root
+
+
+def runs_in(folder: Path) -> list[str]:
+    """Names of the runs in a folder that holds runs, the newest last."""
+    try:
+        found = [inner for inner in folder.iterdir() if any(is_stage(inner / name) for name in STAGES)]
+    except OSError:
+        return []
+    return [run.name for run in sorted(found, key=_time_written)]
 
 
 def is_stage(folder: Path) -> bool:

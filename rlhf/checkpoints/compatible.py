@@ -60,7 +60,8 @@ def require_same(checkpoint: Checkpoint, now_yaml: str, sections: Sequence[str],
     raise UserError(
         f"{checkpoint.path} was made with another configuration:{lines}",
         "a run that resumes from it would be a mixture of two",
-        f"give this run another name (name=...), restore the values, or delete {checkpoint.path.parent} to start again",
+        f"restore the values, give this run another name (name=...), or delete {checkpoint.path.parent} to start "
+        "again; to train for longer, let it finish, and train its model further by a run of another name",
     )
 
 

@@ -6,16 +6,30 @@ import difflib
 import json
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from functools import reduce
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 
 from rlhf.config.fields import HERE, MOST_WHOLE, RuleError
-from rlhf.config.keys import describe, join, limit_of, named_section_of, nearest, section_of, types_of, without_none
+from rlhf.config.keys import (
+    describe,
+    fields_of,
+    join,
+    limit_of,
+    named_section_of,
+    nearest,
+    section_of,
+    types_of,
+    without_none,
+)
 from rlhf.config.schema import Recipe
 from rlhf.config.source import RecipeText
 from rlhf.errors import MOST_PROBLEMS, UserError
+
+MISSING_TEXT = "missing"
+"""In place of a required text of the recipe itself, which is its name."""
 
 
 def explain(refusal: ValidationError, settings: dict[Any, Any], source: RecipeText) -> list[UserError]:
@@ -36,6 +50,36 @@ def explain(refusal: ValidationError, settings: dict[Any, Any], source: RecipeTe
         enough = len(problems) >= MOST_PROBLEMS
         problems += [UserError(found.key)] if enough else _translate(error, found, settings, source)
     return problems
+
+
+def without_wrong(refusal: ValidationError, settings: dict[Any, Any]) -> tuple[dict[Any, Any], list[str]]:
+    """Settings without the wrong keys, and these keys, with those that unknown ones may be meant for.
+
+    Keys whose values only contradict each other stay; a section that lacks a key is removed, except the recipe itself.
+    """
+    usable, removed = deepcopy(settings), list[str]()
+    for error in refusal.errors(include_url=False):
+        found = _Field(error["loc"])
+        if isinstance(error.get("ctx", {}).get("error"), RuleError) and section_of(found.kind) and found.is_exact:
+            continue
+        removed += [found.key, nearest(found.key) or found.key]
+        if error["type"] == "missing":
+            if found.path[:-1]:
+                _remove(usable, found.path[:-1])
+            else:
+                usable[str(found.path[0])] = MISSING_TEXT
+        else:
+            _remove(usable, found.path)
+    return usable, removed
+
+
+def _remove(settings: dict[Any, Any], path: Sequence[str | int]) -> None:
+    *sections, name = path
+    inner: Any = settings
+    for part in sections:
+        inner = inner.get(part) if isinstance(inner, dict) else None
+    if isinstance(inner, dict):
+        inner.pop(name, None)
 
 
 class _Field:
@@ -84,7 +128,7 @@ def _translate(
         yield UserError(f"{place}: {key} = {_show(value)} is out of range", fix=f"choose a value: {limit}")
     else:
         what = f"{place}: {key} is {_show(value)}, expected {describe(field.kind)}"
-        yield UserError(what, fix=_hint(field.kind, value))
+        yield UserError(what, fix=_hint(field.kind, value) or (_default_hint(field) if value is None else ""))
 
 
 def _other_key(field: _Field) -> str:
@@ -112,11 +156,22 @@ def _shorten(text: str) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def _default_hint(field: _Field) -> str:
+    """Fix for a key without a value."""
+    default = getattr(fields_of(field.section).get(str(field.path[-1])), "default", None)
+    if not field.is_exact or not isinstance(default, str | int | float):
+        return "write a value after it"
+    shown = _show(default) if isinstance(default, bool) else default
+    return f"write a value after it, such as the default, {field.key}={shown}"
+
+
 def _hint(kind: Any, value: Any) -> str:
     inner, _ = without_none(kind)
     if get_origin(inner) is Literal and isinstance(value, str):
-        close = difflib.get_close_matches(value, [str(option) for option in get_args(inner)], n=1)
-        return f"did you mean {close[0]}?" if close else ""
+        close = difflib.get_close_matches(value, [str(option) for option in get_args(inner)], n=3)
+        likeness = [difflib.SequenceMatcher(None, option, value).ratio() for option in close]
+        alike = [option for option, ratio in zip(close, likeness, strict=True) if ratio > likeness[0] - 0.05]
+        return f"did you mean {' or '.join(alike)}?" if alike else ""
     wants_text = inner is str or (get_origin(inner) is Literal and isinstance(get_args(inner)[0], str))
     if wants_text and value is not None and not isinstance(value, (list, dict)):
         return "put the value in quotes: without them YAML reads a number, true or false"

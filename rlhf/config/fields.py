@@ -5,9 +5,12 @@ The text in a number's annotation describes its limit in messages and in ``docs/
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import field
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import MISSING, field, fields
 from difflib import get_close_matches
 from typing import Annotated, TypeVar, cast, dataclass_transform
 from urllib.parse import urlsplit
@@ -55,10 +58,33 @@ class RuleError(ValueError):
         super().__init__("\n".join(map(str, self.problems)).replace(HERE, "this"))
 
 
+_IS_LENIENT = ContextVar("_IS_LENIENT", default=False)
+
+
+@contextmanager
+def rules_off() -> Iterator[None]:
+    """Context in which values of one section may contradict each other: their types and limits are checked alone."""
+    token = _IS_LENIENT.set(True)
+    try:
+        yield
+    finally:
+        _IS_LENIENT.reset(token)
+
+
 def refuse(problems: Iterable[UserError]) -> None:
     """Raise the problems, if there are any, as one ``RuleError``."""
-    if found := list(problems):
+    if (found := list(problems)) and not _IS_LENIENT.get():
         raise RuleError(found)
+
+
+def defaults_of(section: type, prefix: str, names: Iterable[str]) -> str:
+    """Overrides that restore defaults: what a command line can say of keys that a file could leave out."""
+    default = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(section)}
+    return " ".join(f"{prefix}.{name}={_as_yaml(default[name])}" for name in names)
+
+
+def _as_yaml(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _number(value: object) -> object:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -12,19 +13,25 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from rlhf.config.explain import explain
+from rlhf.config.explain import explain, without_wrong
+from rlhf.config.fields import rules_off
 from rlhf.config.keys import fields_of, section_of, types_of, without_none
 from rlhf.config.schema import Recipe
 from rlhf.config.source import Dumper, read_source
-from rlhf.errors import UserError, raise_all
+from rlhf.errors import MOST_PROBLEMS, UserError, raise_all
+
+Check = Callable[[Recipe], Iterable[UserError]]
+"""Further checks of a recipe, for a command: rules between sections, paths, the machine."""
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), check: Check | None = None) -> Recipe:
     """Read a recipe.
 
     Args:
         path: YAML file; absent keys have their defaults.
         overrides: ``key.path=value`` with a YAML value; they take precedence over the file, in their order.
+        check: asked only if the recipe is refused, about what is left of it without its wrong keys, so that its user
+            need not correct a recipe twice.
 
     Raises:
         UserError: lists all problems of the file and the overrides, with lines and similar keys.
@@ -35,8 +42,25 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         recipe = TypeAdapter(Recipe).validate_python(settings)
     except ValidationError as refusal:
         problems = explain(refusal, settings, source)
+        if check is not None and len(problems) < MOST_PROBLEMS:  # others would not be shown
+            problems += _further(refusal, settings, check)
     raise_all(problems, source.file)
     return recipe
+
+
+def _further(refusal: ValidationError, settings: dict[Any, Any], check: Check) -> list[UserError]:
+    """Further problems of a refused recipe, except those that its wrong keys may cause."""
+    usable, removed = without_wrong(refusal, settings)
+    try:
+        with rules_off():
+            found = list(check(TypeAdapter(Recipe).validate_python(usable)))
+    except ValidationError:
+        return []  # what is left is no recipe
+    return [problem for problem in found if not any(_names(problem, key) for key in removed)]
+
+
+def _names(problem: UserError, key: str) -> bool:
+    return re.search(rf"(?<![\w.]){re.escape(key)}(?!\w)", f"{problem.what} {problem.why}") is not None
 
 
 def to_yaml(recipe: Recipe) -> str:

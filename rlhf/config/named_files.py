@@ -18,6 +18,11 @@ STAGE_DATA = {"sft": "demonstrations", "reward": "preferences", "dpo": "preferen
 """Stage → its key in ``data``."""
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 MODULE_SPEC = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+EXAMPLES = {
+    "data/travel": "python -m examples.travel.make_data --out data/travel",
+    "data/travel_retrieval": "python -m examples.travel.passages --out data/travel_retrieval",
+}
+"""Folder of an example's data → the command that makes it."""
 SCORER_FIX = "write package.module:function or file.py:function, for example examples/travel/guideline.py:quality"
 
 
@@ -68,11 +73,11 @@ def check_models(recipe: Recipe, stages: Sequence[str]) -> Iterator[UserError]:
             fix="model.path=<folder or hub name> model.scratch=null to load a model, model.scratch={} model.path=null "
             "to create one",
         )
-    paths = {"model.path": recipe.model.path}
+    paths = {"model.path": recipe.model.path, "ppo.policy_init": recipe.ppo.policy_init}  # whose tokenizer is the run's
     if "reward" in stages:
         paths["reward.init"] = recipe.reward.init
     if "ppo" in stages:
-        paths |= {"ppo.policy_init": recipe.ppo.policy_init, "ppo.critic_init": recipe.ppo.critic_init}
+        paths["ppo.critic_init"] = recipe.ppo.critic_init
     if "dpo" in stages:
         paths["dpo.init"] = recipe.dpo.init
     for key, path in paths.items():
@@ -90,7 +95,7 @@ def check_scorer(key: str, spec: str) -> Iterator[UserError]:
         yield UserError(f"{key} = {spec!r} does not name a function", fix=SCORER_FIX)
     elif source.endswith(".py"):
         if not _exists(source, file=True):
-            yield UserError(f"{key} = {spec!r}: there is no file {source}", fix=_from_here())
+            yield UserError(f"{key} = {spec!r}: there is no file {source}", fix=from_here())
     elif not MODULE_SPEC.fullmatch(source):
         yield UserError(f"{key} = {spec!r} names neither a module nor a Python file", fix=SCORER_FIX)
 
@@ -103,7 +108,7 @@ def check_path(key: str, path: str) -> Iterator[UserError]:
         why = "data and models are read from local files, and from the Hugging Face Hub by their name"
         yield UserError(f"{key} = {without_secrets(path)!r} is a URL", why, f"download it, and set {key} to its path")
     elif _looks_local(path) and not _exists(path):
-        yield UserError(f"{key} = {path!r}: there is no such file or folder", fix=_from_here())
+        yield UserError(f"{key} = {path!r}: there is no such file or folder", fix=_maker(path) or from_here())
 
 
 def check_tracking(recipe: Recipe) -> Iterator[UserError]:
@@ -118,6 +123,11 @@ def check_secret(key: str, url: str, fix: str) -> Iterator[UserError]:
     if (shown := without_secrets(url)) != url:
         why = "the recipe is written to the run's folder"
         yield UserError(f"{key} = {shown!r} holds a password or token (shown as ***)", why, fix)
+
+
+def _maker(path: str) -> str:
+    """Fix for a file of an example's data that has not been made yet."""
+    return next((f"`{command}` makes it" for folder, command in EXAMPLES.items() if path.startswith(f"{folder}/")), "")
 
 
 def _looks_local(path: str) -> bool:
@@ -145,5 +155,6 @@ def _is_path(path: str) -> bool:
     return "\0" not in path
 
 
-def _from_here() -> str:
+def from_here() -> str:
+    """Fix for a path at which there is nothing."""
     return f"check the path; relative paths start at the folder that the command runs in, {Path.cwd()}"

@@ -27,25 +27,25 @@ def check_algorithm(recipe: Recipe) -> Iterator[UserError]:
         yield UserError(
             f"ppo.critic_init = {ppo.critic_init}: {algorithm.name} has no critic",
             "no model would be initialised from it",
-            "leave out ppo.critic_init, or algorithm.name=ppo",
+            "ppo.critic_init=null, or algorithm.name=ppo",
         )
     if ppo.staleness and algorithm.importance_sampling == "none":
         yield UserError(
             f"ppo.staleness = {ppo.staleness} with algorithm.importance_sampling = none",
             "rollouts by older weights are not samples of the policy, and need a correction",
-            "leave out algorithm.importance_sampling, or ppo.staleness=0",
+            "algorithm.importance_sampling=token_truncate, or ppo.staleness=0",
         )
     if ppo.oversampling > 1 and not algorithm.drop_uniform_groups:
         yield UserError(
             f"ppo.oversampling = {ppo.oversampling} with algorithm.drop_uniform_groups = false",
             "responses beyond ppo.batch_size only replace those of groups with equal scores",
-            "algorithm.name=dapo or algorithm.drop_uniform_groups=true, or leave out ppo.oversampling",
+            "algorithm.name=dapo or algorithm.drop_uniform_groups=true, or ppo.oversampling=1",
         )
     if ppo.sampling_rounds > 1 and not algorithm.drop_uniform_groups:
         yield UserError(
             f"ppo.sampling_rounds = {ppo.sampling_rounds} with algorithm.drop_uniform_groups = false",
             "further rounds only replace the responses of groups with equal scores",
-            "algorithm.name=dapo or algorithm.drop_uniform_groups=true, or leave out ppo.sampling_rounds",
+            "algorithm.name=dapo or algorithm.drop_uniform_groups=true, or ppo.sampling_rounds=1",
         )
     if ppo.sampling_rounds > 1 and ppo.staleness:
         yield UserError(

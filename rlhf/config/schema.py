@@ -53,6 +53,7 @@ from rlhf.config.fields import (
     Weight,
     Width,
     ZeroOrOne,
+    defaults_of,
     refuse,
     section,
 )
@@ -343,10 +344,10 @@ class RewardSourceConfig:
             value = getattr(self, name)
             if value is not None and self.model is None:
                 why = "it applies to models only"
-                yield UserError(f"{HERE}.{name} = {value!r} and no model folder", why, f"leave out {HERE}.{name}")
+                yield UserError(f"{HERE}.{name} = {value!r} and no model folder", why, f"{HERE}.{name}=null")
         if self.label is not None and self.model == TRAINED:
             what = f"{HERE}.label = {self.label!r} and {HERE}.model = {TRAINED!r}"
-            yield UserError(what, "the run's reward model has one label", f"leave out {HERE}.label")
+            yield UserError(what, "the run's reward model has one label", f"{HERE}.label=null")
 
 
 @section
@@ -461,25 +462,25 @@ class AlgorithmConfig:
     def _problems(self) -> Iterator[UserError]:
         """Options that have no effect, or that contradict each other. Options that are only unusual pass."""
         changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
-        given = {f"algorithm.{key}": changed[key] for key in CRITIC_OPTIONS if key in changed}
+        given = {key: changed[key] for key in CRITIC_OPTIONS if key in changed}
         if given and not self.has_critic:
-            shown = (f"{key} = {'null' if value is None else value}" for key, value in given.items())
+            shown = (f"algorithm.{key} = {'null' if value is None else value}" for key, value in given.items())
             yield UserError(
                 f"{', '.join(shown)}: {self.name} has no critic",
                 "they apply to the critic's values and the advantages computed from them, and would have no effect",
-                f"leave out {', '.join(given)}, or algorithm.name=ppo",
+                f"{self._without(*given)}, or algorithm.name=ppo",
             )
         if self.name == "dr_grpo" and self.whiten_advantages:
             yield UserError(
                 "algorithm.whiten_advantages = true with algorithm.name = dr_grpo",
                 "dr_grpo exists to leave the division by a standard deviation out",
-                "leave out algorithm.whiten_advantages, or use grpo: algorithm.name=grpo",
+                f"{self._without('whiten_advantages')}, or use grpo: algorithm.name=grpo",
             )
         if self.name == "dr_grpo" and self.loss_mean == "sequence":
             yield UserError(
                 "algorithm.loss_mean = sequence with algorithm.name = dr_grpo",
                 "dr_grpo exists to leave the division by each response's length out",
-                "leave out algorithm.loss_mean, or use grpo: algorithm.name=grpo",
+                f"{self._without('loss_mean')}, or use grpo: algorithm.name=grpo",
             )
         yield from self._clip_problems()
         if self.drop_uniform_groups and self.name not in COMPARES_A_GROUP:
@@ -487,7 +488,7 @@ class AlgorithmConfig:
                 f"algorithm.drop_uniform_groups = true with algorithm.name = {self.name}",
                 "a response is not compared with the other responses to its prompt, so that one whose group has equal "
                 "scores carries a signal too",
-                "leave out algorithm.drop_uniform_groups, or algorithm.name=dapo",
+                f"{self._without('drop_uniform_groups')}, or algorithm.name=dapo",
             )
         if self.adaptive_kl is not None and self.kl_coef == 0:
             yield UserError(
@@ -499,19 +500,19 @@ class AlgorithmConfig:
             yield UserError(
                 "algorithm.missing_eos = subtract with algorithm.missing_eos_penalty = null",
                 "there is nothing to subtract from the score",
-                "algorithm.missing_eos_penalty=1.0, or leave out algorithm.missing_eos",
+                f"algorithm.missing_eos_penalty=1.0, or {self._without('missing_eos')}",
             )
         if self.importance_sampling == "none" and "importance_cap" in changed:
             yield UserError(
                 f"algorithm.importance_cap = {self.importance_cap} with algorithm.importance_sampling = none",
                 "without importance weights there is nothing to limit",
-                "leave out algorithm.importance_cap, or algorithm.importance_sampling=token_truncate",
+                f"{self._without('importance_cap')}, or algorithm.importance_sampling=token_truncate",
             )
         if self.target_kl is not None and self.epochs * self.minibatches == 1:
             yield UserError(
                 f"algorithm.target_kl = {self.target_kl} with a single update per step",
                 "it skips a step's further updates, and there are none",
-                "leave out algorithm.target_kl, or raise algorithm.epochs or algorithm.minibatches",
+                f"{self._without('target_kl')}, or raise algorithm.epochs or algorithm.minibatches",
             )
 
         if self.old_logprobs == "update":
@@ -519,8 +520,12 @@ class AlgorithmConfig:
                 yield UserError(
                     f"algorithm.old_logprobs = update with {option}",
                     why,
-                    f"leave out algorithm.old_logprobs, or change {option.split(' ')[0]}",
+                    f"{self._without('old_logprobs')}, or change {option.split(' ')[0]}",
                 )
+
+    def _without(self, *names: str) -> str:
+        """Fix: these options as if they had been left out."""
+        return defaults_of(type(self), "algorithm", names)
 
     def _needs_scoring(self) -> Iterator[tuple[str, str]]:
         """Options that need log π_old before the update, with the reason."""
@@ -540,14 +545,15 @@ class AlgorithmConfig:
     def _clip_problems(self) -> Iterator[UserError]:
         """Limits of the ratio that have no effect, or that contradict each other."""
         if self.name == "cispo":
-            given = {f"algorithm.{key}": getattr(self, key) for key in ("clip_range", "dual_clip")}
-            shown = [f"{key} = {value:g}" for key, value in given.items() if value is not None]
+            limits = {key: getattr(self, key) for key in ("clip_range", "dual_clip")}
+            given = {key: value for key, value in limits.items() if value is not None}
+            shown = [f"algorithm.{key} = {value:g}" for key, value in given.items()]
             if shown:
                 yield UserError(
                     f"{', '.join(shown)} with algorithm.name = cispo",
                     "cispo limits the importance weight only from above, by algorithm.clip_range_high, and clips no "
                     "loss: it would have no effect",
-                    "leave it out, or set algorithm.clip_range_high",
+                    f"{self._without(*given)}; algorithm.clip_range_high is the limit of cispo",
                 )
             return
         edge = 1 + self.clip_high
@@ -664,7 +670,7 @@ class DPOConfig:
         refuse(
             UserError(
                 f"dpo.{key} = {getattr(self, key):g} has no effect with dpo.loss = {self.loss}",
-                fix=f"leave dpo.{key} out, or set dpo.loss={loss}",
+                fix=f"dpo.{key}={default:g}, or dpo.loss={loss}",
             )
             for key, (default, loss) in defaults.items()
             if getattr(self, key) != default and self.loss != loss
@@ -696,7 +702,7 @@ class EarlyStopConfig:
     @model_validator(mode="after")
     def _validate(self) -> Self:
         if self.scorer.weight == 0:
-            refuse([UserError("early_stop.scorer.weight = 0", "every score would be 0", "leave it out")])
+            refuse([UserError("early_stop.scorer.weight = 0", "every score would be 0", "early_stop.scorer.weight=1")])
         return self
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -155,9 +156,9 @@ def _read_text(path: str | Path, subject: str) -> str:
         with Path(path).open(encoding="utf-8-sig") as file:
             text = file.read(LONGEST_RECIPE + 1)
     except FileNotFoundError:
-        raise UserError(f"there is no {subject} at {path}", fix=_files_beside(Path(path), subject)) from None
+        raise UserError(f"there is no {subject} at {path}", fix=_similar_files(Path(path), subject)) from None
     except IsADirectoryError:
-        raise UserError(f"{path} is a folder, not a {subject}", fix=_files_beside(Path(path) / "x", subject)) from None
+        raise UserError(f"{path} is a folder, not a {subject}", fix=_files_in(Path(path), subject)) from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not text: {error.reason} at byte {error.start}", fix="save it as UTF-8") from None
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
@@ -172,16 +173,27 @@ def _home(subject: str) -> str:
     return "recipes/" if subject == "recipe" else "examples/travel/"
 
 
-def _files_beside(path: Path, subject: str) -> str:
+def _files_in(folder: Path, subject: str) -> str:
+    """Fix that names the files of a folder."""
     try:
-        found = sorted(neighbour.name for neighbour in path.parent.glob("*.y*ml"))
+        found = sorted(file.name for file in folder.glob("*.y*ml"))
     except (OSError, ValueError):
         found = []
-    return (
-        f"YAML files in that folder: {', '.join(found[:8])}"
-        if found
-        else f"check the path; shipped {subject}s are in {_home(subject)}"
-    )
+    shown = f"YAML files in that folder: {', '.join(found[:8])}"
+    return shown if found else f"check the path; shipped {subject}s are in {_home(subject)}"
+
+
+def _similar_files(path: Path, subject: str) -> str:
+    """Fix that names the files with a similar name, in the same folder or among the shipped ones."""
+    places = {path.parent, Path(_home(subject))}
+    try:
+        found = {file.stem: str(file) for place in places for file in place.glob("*.y*ml")}
+    except (OSError, ValueError):
+        found = {}
+    close = get_close_matches(path.stem, sorted(found), n=3)
+    if close:
+        return f"did you mean {' or '.join(found[name] for name in close)}?"
+    return f"check the path; shipped {subject}s are in {_home(subject)}"
 
 
 def _parse(text: str) -> tuple[yaml.Node | None, Any]:

@@ -37,7 +37,7 @@ from rlhf.data.hh import looks_like_hh, rows_from_transcripts
 from rlhf.data.marks import without_marked
 from rlhf.data.read import RawRow, read_rows
 from rlhf.data.repeated import prompt_text, without_prompts
-from rlhf.data.report import describe_bad
+from rlhf.data.report import describe_bad, listed
 from rlhf.data.scores import contradictions
 from rlhf.data.shapes import are_turns
 from rlhf.data.turns import (
@@ -69,6 +69,7 @@ _MOST_BAD = 0.9
 """Share of bad rows above which a file is refused: the few others are hardly the data that is meant."""
 _FEWEST_TO_JUDGE = 20  # rows; of fewer, each bad one may be a mistake of its own
 _ROWS_TO_TELL = 10  # several, so that one malformed first row does not hide transcripts
+_UNKNOWN = "no column"
 _CONVERSATIONS = ("prompt", "completion", "chosen", "rejected", "messages", "tools", "documents")
 # A run of characters, up to the end, of a script that puts spaces between words.
 _UNFINISHED_WORD = regex.compile(
@@ -81,6 +82,8 @@ _ADVICE = {
     "ambiguous": "write every key of an object once",
     "marked as bad": "give demonstrations of good answers, or data.ignore=[<the column>] if it means something else",
     "label is false": "give demonstrations of good answers, or data.ignore=[label] if it means something else",
+    "columns missing": "rename columns with data.columns, for example "
+    "'data.columns={chosen: better, rejected: worse}', or set data.format",
     "not a number": "correct the margins, or data.ignore=[margin] to train without them",
 }
 """Category of bad rows → how to correct them."""
@@ -192,8 +195,8 @@ def _rename_columns(raw: RawRow | BadRow, config: DataConfig) -> RawRow | BadRow
             "without it",
         )
     if isinstance(names, Missing):
-        has = ", ".join(raw.columns)
-        return BadRow(raw.source, f"no column '{names.column}': data.columns names it, the row has {has}")
+        has = listed([*raw.columns])
+        return BadRow(raw.source, f"{_UNKNOWN} '{names.column}': data.columns names it, the row has {has}")
     row, meant = raw.columns, {*names.values(), *COLUMNS}
     others = {name: value for name, value in row.items() if name not in meant}
     ours = {name: row[theirs] if theirs in row else _value(row, theirs) for name, theirs in names.items()}
@@ -237,6 +240,8 @@ def _parse_all(raws: Iterable[RawRow | BadRow], parse: Parse[T]) -> Iterator[T |
         try:
             refuse_media(raw.columns)
             yield parse(_without_gaps(raw) if raw.filled else raw)
+        except _NoColumn as error:
+            yield BadRow(raw.source, f"{error}; has {listed([*(raw.given or raw.columns)])}")
         except RowError as error:
             yield BadRow(raw.source, str(error))
 
@@ -272,6 +277,11 @@ def _require_enough(path: str, used: int, bad: list[BadRow]) -> None:
 def _advice(bad: list[BadRow]) -> str:
     """Advice on the most frequent reason for bad rows."""
     [(category, _)] = Counter(row.category for row in bad).most_common(1)
+    if category.startswith(_UNKNOWN):
+        return (
+            "correct the name in data.columns, which applies to every file of the recipe, also to those of the other "
+            "stages: give all files the same names, or data.columns={} to a command of one stage"
+        )
     return _ADVICE.get(category, "rename columns with data.columns, set data.format, or correct the rows")
 
 
@@ -289,7 +299,7 @@ def _demonstration(raw: RawRow) -> Demonstration:
     if "text" in row:
         _check_text(row)
         return Demonstration("", _text(row["text"], "text"), source, read_variables(row))
-    raise _no_column(row, "prompt and completion, chosen and rejected, messages, or text")
+    raise _NoColumn("prompt and completion, chosen and rejected, messages, or text")
 
 
 def _check_text(row: Columns) -> None:
@@ -309,7 +319,7 @@ def _check_text(row: Columns) -> None:
 def _preference(raw: RawRow) -> Preference:
     row = raw.columns
     if "chosen" not in row or "rejected" not in row:
-        raise _no_column(row, "chosen and rejected")
+        raise _NoColumn("chosen and rejected")
     prompt: Messages | str
     chosen: Message | str
     rejected: Message | str
@@ -332,7 +342,7 @@ def _preference(raw: RawRow) -> Preference:
 def _labelled(raw: RawRow) -> LabelledAnswer:
     row = raw.columns
     if "completion" not in row or "label" not in row:
-        raise _no_column(row, "prompt, completion and label")
+        raise _NoColumn("prompt, completion and label")
     label = row["label"]
     if not isinstance(label, bool):
         raise RowError(f"not a label: label is {label!r:.40}, not true or false")
@@ -357,7 +367,7 @@ def _prompt_of(raw: RawRow) -> Messages | str:
         return _prompt(turns if turns[-1].role != "assistant" else turns[:-1])
     if "prompt" in row:
         return _prompt(_given_prompt(row))
-    raise _no_column(row, "prompt, messages, or chosen and rejected")
+    raise _NoColumn("prompt, messages, or chosen and rejected")
 
 
 def _answered(row: Columns, column: str) -> tuple[Messages | str, Message | str]:
@@ -373,7 +383,7 @@ def _answered(row: Columns, column: str) -> tuple[Messages | str, Message | str]
         column = "messages"
     if isinstance(reply, str):
         if "prompt" not in row:
-            raise _no_column(row, f"prompt beside {column}")
+            raise _NoColumn(f"prompt beside {column}")
         return _prompt(_given_prompt(row)), reply
     before = row.get("prompt")
     if isinstance(before, list | dict):
@@ -541,5 +551,8 @@ def _margin(row: Columns) -> float:
     return float(margin)
 
 
-def _no_column(row: Columns, needed: str) -> RowError:
-    return RowError(f"columns missing: needs {needed}; has {', '.join(row) or 'none'}")
+class _NoColumn(RowError):
+    """A row lacks a column; its reader adds the names that the file has."""
+
+    def __init__(self, needed: str) -> None:
+        super().__init__(f"columns missing: needs {needed}")

@@ -10,6 +10,8 @@ from rlhf.records import BadRow, Loaded
 
 PLACES_SHOWN = 3
 COLUMNS_SHOWN = 8
+LONGEST_DETAIL = 240
+"""Characters of what is said of a bad row."""
 
 
 def describe(loaded: Loaded, name: str) -> str:
@@ -36,9 +38,16 @@ def _count_quarantined(bad: Sequence[BadRow]) -> list[str]:
 def _unused(loaded: Loaded) -> list[str]:
     if not loaded.unused:
         return []
-    more = f" and {len(loaded.unused) - COLUMNS_SHOWN} more" if len(loaded.unused) > COLUMNS_SHOWN else ""
-    names = ", ".join(f"{name!s:.40}" for name in loaded.unused[:COLUMNS_SHOWN])
-    return [f"  not read: {names}{more} (data.columns maps a column to a name that is read, data.ignore silences this)"]
+    return [
+        f"  not read: {listed(loaded.unused)} (data.columns maps a column to a name that is read, data.ignore "
+        "silences this)"
+    ]
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names of columns, and the number of the others."""
+    more = f" and {len(names) - COLUMNS_SHOWN} more" if len(names) > COLUMNS_SHOWN else ""
+    return ", ".join(f"{name!s:.40}" for name in names[:COLUMNS_SHOWN]) + more if names else "none"
 
 
 def describe_bad(bad: Sequence[BadRow]) -> str:
@@ -50,12 +59,20 @@ def describe_bad(bad: Sequence[BadRow]) -> str:
 
 
 def _line(category: str, rows: list[BadRow]) -> str:
-    detail = rows[0].reason.removeprefix(category)[:120]
+    detail = _shorten(rows[0].reason.removeprefix(category))
     if detail and len({row.reason for row in rows}) > 1:
         detail = f", for example{detail}"
     places = ", ".join(f"{Path(row.source.file).name}:{row.source.line}" for row in rows[:PLACES_SHOWN])
     more = ", ..." if len(rows) > PLACES_SHOWN else ""
     return f"  {len(rows):,} × {category}{detail} ({places}{more})"
+
+
+def _shorten(detail: str) -> str:
+    """A detail of one or two lines, cut between words."""
+    if len(detail) <= LONGEST_DETAIL:
+        return detail
+    whole = detail[:LONGEST_DETAIL].rpartition(" ")[0]
+    return f"{whole or detail[:LONGEST_DETAIL]} …"
 
 
 def write_bad_rows(path: str | Path, bad: Sequence[BadRow]) -> None:

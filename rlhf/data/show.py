@@ -133,12 +133,13 @@ def _summary(
 ) -> str:
     ends = ", ".join(f"{chat.tokenizer.convert_ids_to_tokens(end)} ({end})" for end in sorted(chat.ends))
     limits = f"prompt {config.max_prompt_length:,}, response {config.max_response_length:,}"
+    ending = f"end tokens: {ends}"
     form = "the chat template" if chat.has_template else "a transcript (the tokenizer has no chat template)"
     return "\n".join(
         [
             data.report,
             *(f"  {file.file}: {file.rows:,} rows, digest {file.digest[:12]}" for file in data.files),
-            f"rows of messages are written by {form}; end tokens: {ends}",
+            f"rows of messages are written by {form}; {ending}" if data.conversations else ending,
             f"longest in tokens by the recipe: {limits}; the model's context: {facts.context:,}",
             *_lengths([*data.train, *data.held_out]),
             "",

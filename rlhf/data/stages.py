@@ -27,6 +27,10 @@ from rlhf.types import Example, LabelledResponse, ModelFacts, Pair, Prompt
 
 R = TypeVar("R", bound=Row)
 T = TypeVar("T")
+WITHOUT_TEMPLATE = (
+    "{:,} × messages written as a transcript, Human: ... Assistant: ...: the tokenizer has no chat template "
+    "(model.chat_template=<Jinja file> sets one)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,8 @@ class StageData(Generic[T]):
     report: str
     files: tuple[DataFile, ...] = ()
     """The files that the rows were read from."""
+    conversations: int = 0
+    """Rows whose prompts are messages."""
 
 
 Load = Callable[[DataConfig], Loaded[R]]
@@ -119,6 +125,9 @@ def _stage(
     train_fraction: float = 1.0,
 ) -> StageData[T]:
     remarks = remarks_on_lost_text([_text_of_row(row) for row in some_of(loaded.rows)], chat.tokenizer)
+    conversations = sum(not isinstance(row.prompt, str) for row in loaded.rows)
+    if conversations and not chat.has_template and recipe.model.path is not None:  # a model made here has no other form
+        remarks = (*remarks, WITHOUT_TEMPLATE.format(conversations))
     loaded = replace(loaded, remarks=(*loaded.remarks, *remarks))
     keys = [split_key(row) for row in loaded.rows]
     train, held_out = split_by_prompt(keys, recipe.data.held_out_fraction, recipe.seed, train_fraction)
@@ -137,7 +146,12 @@ def _stage(
         ),
     ]
     return StageData(
-        train=sides[0].items, held_out=sides[1].items, bad=loaded.bad, report="\n".join(lines), files=loaded.files
+        train=sides[0].items,
+        held_out=sides[1].items,
+        bad=loaded.bad,
+        report="\n".join(lines),
+        files=loaded.files,
+        conversations=conversations,
     )
 
 

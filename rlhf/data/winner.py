@@ -95,7 +95,7 @@ def _outcomes(pairs: Sequence[RawRow], config: DataConfig) -> Mapping[str, Side]
     if config.labels:
         raise UserError(
             f"data.labels is given beside {', '.join(columns)}, of which each stands for one outcome",
-            fix="leave data.labels out: the column that is true names the winner",
+            fix="data.labels={}: the column that is true names the winner",
         )
     return outcomes
 

@@ -98,4 +98,4 @@ def accuracy_ceiling(file: str | None, data: Sequence[DataFile] | None = None) -
         return {CEILING: ceiling}
     except (OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError, AttributeError) as error:
         what = f"reward.ceiling: {file} gives no number accuracy_ceiling"
-        raise UserError(what, str(error), "give a JSON file with that number, or leave the key out") from error
+        raise UserError(what, str(error), "give a JSON file with that number, or reward.ceiling=null") from error

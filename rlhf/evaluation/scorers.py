@@ -137,13 +137,19 @@ def load_scorer(spec: str) -> Scorer:
     module = _import_file(Path(source), spec) if source.endswith(".py") else _import_module(source, spec, root)
     function = getattr(module, name, None)
     if not callable(function):
-        names = [known for known, value in vars(module).items() if callable(value) and not known.startswith("_")]
+        names = [known for known, value in vars(module).items() if _is_own(known, value, module)]
         close = difflib.get_close_matches(name, names, n=1)
         known = f"its functions are {', '.join(sorted(names))}" if names else "it has no function"
         fix = f"did you mean {close[0]}? {known}" if close else known
         raise UserError(f"scorer {spec}: {source} has no function {name!r}", "", fix)
     _check_signature(function, spec)
     return Scorer(spec, function, Path(module.__file__ or source).resolve().parent, root)
+
+
+def _is_own(name: str, value: object, module: ModuleType) -> bool:
+    """Whether a module's public name is a function of its own, and none that it imports."""
+    is_function = callable(value) and not inspect.isclass(value) and not name.startswith("_")
+    return is_function and getattr(value, "__module__", None) == module.__name__
 
 
 def _check_signature(function: ScoreFunction, spec: str) -> None:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from rlhf.config.fields import defaults_of
 from rlhf.config.schema import DataConfig
 from rlhf.data import formats
 from rlhf.data.split import canonical_prompt
@@ -280,5 +281,5 @@ def _refuse_keys_of_files(path: str, config: DataConfig) -> None:
         raise UserError(
             f"data.{set_here[0]} has no effect on the feedback project '{path}'",
             "a project has no columns and is read as a whole",
-            f"leave out {', '.join(f'data.{name}' for name in set_here)}",
+            defaults_of(DataConfig, "data", set_here),
         )

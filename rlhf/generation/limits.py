@@ -55,5 +55,5 @@ def check_limits(recipe: Recipe, has_gpus: bool) -> Iterator[UserError]:
         yield UserError(
             f"rollout.max_num_batched_tokens = {tokens} is less than the longest sequence, {longest} tokens",
             "on a CPU vLLM computes a prompt in one batch, and refuses longer sequences",
-            f"rollout.max_num_batched_tokens={longest}, or leave it out",
+            f"rollout.max_num_batched_tokens={longest}, or null for vLLM's default",
         )

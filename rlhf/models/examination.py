@@ -36,4 +36,4 @@ class Examination:
         if off is None:
             return rows
         gap = "" if self.logprob_gap is None else f", log-probabilities by {self.logprob_gap:.1e} nats"
-        return f"{rows}; off the model's own forward pass by {off:.1e}{gap}"
+        return f"{rows}; differs from the model's own forward pass by {off:.1e}{gap}"

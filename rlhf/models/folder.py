@@ -6,6 +6,7 @@ do not need them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import date
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from rlhf.config.named_files import HUB_NAME, from_here
 from rlhf.config.schema import ModelConfig
 from rlhf.data.chat import ChatFormat
 from rlhf.data.template import DATE, template_date
@@ -231,13 +233,20 @@ def _read_template(template: Path) -> str:
         raise UserError(
             f"model.chat_template: {template} is empty",
             "it would write nothing of a conversation",
-            "give a Jinja template, or leave model.chat_template out to use the one in the model's folder",
+            "give a Jinja template, or model.chat_template=null for the one in the model's folder",
         )
     return text
 
 
 # Any error while loading these text files is the folder's fault. Loading a network may also run out of memory.
 TEXTS = ("AutoConfig", "AutoTokenizer")
+PARTS = {"AutoConfig": "the settings", "AutoTokenizer": "the tokenizer"}
+"""What is loaded, for messages, by one of transformers' ``Auto`` classes; the others load a model."""
+
+
+def absent_fix(is_name: bool) -> str:
+    """Fix for a model's path at which there is nothing."""
+    return from_here() + ("; a hub name needs a connection to the hub, or the model in its cache" if is_name else "")
 
 
 def from_folder(auto: Any, folder: str | Path, model: ModelConfig, **options: Any) -> Any:
@@ -253,8 +262,10 @@ def from_folder(auto: Any, folder: str | Path, model: ModelConfig, **options: An
             error, (OSError, ValueError, KeyError, ImportError, SafetensorError)
         ):
             raise
+        is_there, is_name = os.path.exists(folder), bool(HUB_NAME.fullmatch(str(folder)))
+        absent = "there is no such file or folder" + (", and as a name on the hub: " if is_name else "")
         raise UserError(
-            f"cannot load {auto.__name__} from {str(folder)!r}",
-            why=first_line(error),
-            fix=advise(folder, auto.__name__, error, model.trust_remote_code),
+            f"cannot load {PARTS.get(auto.__name__, 'the model')} from {str(folder)!r}",
+            why=first_line(error) if is_there else absent + first_line(error) * is_name,
+            fix=advise(folder, auto.__name__, error, model.trust_remote_code) if is_there else absent_fix(is_name),
         ) from error

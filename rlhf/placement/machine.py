@@ -84,7 +84,7 @@ def check_devices(recipe: Recipe, stage: Stage, machine: Machine) -> Iterator[Us
         yield UserError(
             "placement.device = cuda and there is no GPU",
             "no CUDA device is visible here",
-            "placement.device=auto or cpu",
+            "placement.device=cpu, or a machine with a GPU",
         )
     else:
         yield from _too_few_gpus(recipe, stage, machine)

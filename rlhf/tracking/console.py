@@ -38,13 +38,29 @@ class Console:
         self._stream, self._clock = stream, clock
         self._rich = rich.console.Console(file=stream, width=None if stream.isatty() else PLAIN_WIDTH, highlight=False)
         self._bars = progress and self._rich.is_terminal
+        self._is_busy = False
 
     @contextmanager
     def stage(self, title: str, total: int) -> Iterator[Report]:
-        """Context of one stage's progress display; yields a ``Report`` to call after each step."""
-        if not self._bars:
-            yield _PlainReport(title, total, self._stream, self._clock)
+        """Context of one stage's progress display; yields a ``Report`` to call after each step.
+
+        Within the display of another stage nothing is shown: there is one bar at a time.
+        """
+        if self._is_busy:
+            yield _ignore
             return
+        self._is_busy = True
+        try:
+            if self._bars:
+                with self._bar(title, total) as report:
+                    yield report
+            else:
+                yield _PlainReport(title, total, self._stream, self._clock)
+        finally:
+            self._is_busy = False
+
+    @contextmanager
+    def _bar(self, title: str, total: int) -> Iterator[Report]:
         progress = _progress(self._rich)
         progress.start()
         try:
@@ -98,6 +114,10 @@ class Console:
 
 Report = Callable[[int, Mapping[str, Number]], None]
 """``report(done, numbers)``: steps done so far, and name to value in the order of display."""
+
+
+def _ignore(done: int, numbers: Mapping[str, Number]) -> None:
+    """A report that shows nothing."""
 
 
 class _BarReport:

@@ -30,6 +30,9 @@ from rlhf.tracking.lost_rows import LostRows, first_step, size_before
 MODEL = "model"
 """Folder of a finished stage's model, in the stage's folder."""
 
+STARTS = {"reward": "reward.init", "dpo": "dpo.init", "ppo": "ppo.policy_init"}
+"""Stage → the key that names the model that it starts from."""
+
 
 class RunFolder:
     """Paths of the files of a stage's folder; ``RunFolder.create`` opens one for writing."""
@@ -309,8 +312,16 @@ class RunFolder:
             raise UserError(
                 f"{self.path} holds a finished {self.stage} stage of another configuration{differences}",
                 f"its configuration is in {self.config}; writing there would mix two runs",
-                f"give this run another name (name=...), or delete {self.path} if you no longer need it",
+                f"restore the values, give this run another name (name=...), or delete {self.path} if you no longer "
+                f"need it{self._way_further()}",
             )
+
+    def _way_further(self) -> str:
+        if self.stage not in STARTS or not self.model.exists():
+            return ""
+        reward = self.root / "reward" / MODEL
+        scored = f" rewards.<name>.model={reward}" if self.stage == "ppo" and reward.exists() else ""
+        return f"; to train its model further: name=<new> {STARTS[self.stage]}={self.model}{scored}"
 
     def _take_lock(self, notice: Callable[[str], object]) -> None:
         # The lock is outside the stage's folder, because that is renamed when an attempt is moved aside.

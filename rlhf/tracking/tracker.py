@@ -233,7 +233,7 @@ def _telemetry(run: RunFolder, recipe: Recipe, report: Callable[..., None]) -> T
         raise UserError(
             "tracking.opentelemetry is set, and OpenTelemetry is not installed",
             str(error),
-            "pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http, or leave tracking.opentelemetry out",
+            "pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http, or tracking.opentelemetry=null",
         ) from error
     about = {"rlhf.run": recipe.name, "rlhf.stage": run.stage}
     return Telemetry(recipe.tracking.opentelemetry, about, report)

@@ -59,6 +59,9 @@ class Console:
     def stage(self, title: str, steps: int) -> Iterator[Any]:
         yield lambda step, shown: None
 
+    def notice(self, text: str) -> None:
+        pass
+
 
 def array(*numbers: float) -> np.ndarray:
     return np.array(numbers, dtype=np.int32)

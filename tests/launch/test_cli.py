@@ -261,3 +261,13 @@ def test_output_on_a_full_device_is_one_line_and_no_traceback(arguments: list[st
     if code == 3:
         assert done.stderr.splitlines()[0].endswith("give the command again.") and len(done.stderr.splitlines()) == 1
         assert "the output cannot be written: No space left on device" in done.stderr
+
+
+def test_a_setting_that_is_written_as_an_option_is_shown_as_a_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ppo", "recipes/quickstart.yaml", "--ppo.steps", "2"]) == 2
+    assert "fix: settings are written without dashes: ppo.steps=2" in capsys.readouterr().err
+
+
+def test_a_missing_option_is_shown_by_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "recipes/quickstart.yaml"]) == 2
+    assert COMMANDS["plan"].example in capsys.readouterr().err

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from launch.doctor.findings import Fault, Finding, gib, ok, run_check
+from launch.doctor.findings import Fault, Finding, described, gib, ok, run_check
+from rlhf.errors import MachineryError
 
 
 def of_number(number: int, divisor: int) -> Finding:
@@ -30,3 +31,9 @@ def test_a_fact_that_was_not_had_fails_every_check_on_it() -> None:
 
 def test_bytes_as_people_read_them() -> None:
     assert [gib(size) for size in (0, 64 * 2**20, 2**30, 85 * 2**30)] == ["0 MiB", "64 MiB", "1.0 GiB", "85.0 GiB"]
+
+
+def test_a_message_for_the_user_has_no_class_name_and_ends_between_words() -> None:
+    text = described(MachineryError(f"no cluster at auto: {'words ' * 60}"))
+    assert text.startswith("no cluster at auto: words") and text.endswith("words...") and len(text) <= 240
+    assert described(ValueError("odd")) == "ValueError: odd"

@@ -132,6 +132,7 @@ def test_gpus_of_an_unknown_type_are_only_counted() -> None:
 def test_a_recipe_for_gpus_where_there_are_none() -> None:
     found = check_plan(recipe("llama_70b_cluster.yaml"), "ppo", Hardware(nodes=8, cpus=96))
     assert (found.status, found.found) == ("failed", "placement.device = cuda and there is no GPU")
+    assert "placement.device=cpu" in found.fix and "machines with GPUs" in found.fix
 
 
 def test_a_model_of_unknown_shape_is_no_fault(tmp_path: Path) -> None:

@@ -438,3 +438,8 @@ def test_a_plan_needs_gpus() -> None:
 def test_an_impossible_recipe_is_refused() -> None:
     with pytest.raises(UserError, match=r"ppo\.batch_size"):
         planned(recipe(**SMALL, ppo__batch_size=15, placement__policy__ranks=2))
+
+
+def test_one_of_a_kind_is_not_counted_as_several() -> None:
+    text = show(planned(recipe(), "gpus=1,gpu=h100-80", "sft"))
+    assert ": 1 GPU of " in text and "1 GPUs" not in text and "1 micro-batches" not in text

@@ -38,7 +38,7 @@ def test_a_gap_ends_a_line_and_is_read_off_as_one() -> None:
 def test_what_has_no_span_is_drawn_all_the_same() -> None:
     middle = (TOP + BOTTOM) / 2
     assert f'cy="{middle}"' in draw(chart((7, 5.0)), 0)
-    assert f'cy="{middle}"' in draw(chart((0, 0.0), (1, 0.0)), 0)
+    assert f'cy="{middle}"' in draw(chart((0, 3.0), (1, 3.0)), 0)
     assert 'class="line line-0"' not in draw(chart((0, None)), 0)
     assert 'class="line line-0"' in draw(chart((0, 0.0), (1, 0.0), logarithmic=True), 0)
     assert 'class="line line-0"' in draw(chart((0, -1e299), (1, 1e299)), 0)
@@ -58,3 +58,8 @@ def test_what_is_small_is_not_drawn_as_if_it_were_0() -> None:
     _, values = axes_of(chart((0, 1e-7), (1, 1.1e-7), logarithmic=True))
     assert values.position(1e-7) > values.position(1.1e-7) and values.low == 0.5e-7
     assert axes_of(chart((0, 0.0), (1, 1e-7), logarithmic=True))[1].low == 1e-9
+
+
+def test_a_count_of_nothing_begins_at_0() -> None:
+    _, values = axes_of(chart((0, 0.0), (1, 0.0)))
+    assert (values.low, values.high) == (0.0, 1.0)

@@ -7,6 +7,8 @@ import sys
 from html.parser import HTMLParser
 from itertools import chain, pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from markupsafe import escape
@@ -16,7 +18,7 @@ from launch.report.page import write_report
 from launch.report.panels import charts_of
 from launch.report.read import read_run
 from launch.report.render import source_hash
-from launch.report.tables import Details, ShareBar, _busy, select_samples, table
+from launch.report.tables import Details, ShareBar, _busy, select_samples, table, time_by_phase
 from launch.report.timeline import Bar, Timeline
 from rlhf.errors import UserError
 from tests.launch.report.folder import HOSTILE, hostile_run, write_rows
@@ -147,3 +149,11 @@ def test_a_busy_share_is_of_time_and_not_of_steps() -> None:
     timeline = Timeline(steps={0: (0.0, 10.0), 1: (10.0, 100.0)}, phases=[], actors={"policy rank 0": work})
     _, mean, least, most, *_ = _busy("policy rank 0", timeline)
     assert (mean, least, most) == (10.0, 0.0, 100.0)
+
+
+def test_the_start_is_in_no_step() -> None:
+    metrics = {"time/start": ((0, 9.0),), "time/rollout": ((0, 1.0),), "time/step": ((0, 2.0),)}
+    stage: Any = SimpleNamespace(name="ppo", metrics=metrics)
+    [html] = time_by_phase(stage)
+    text = " ".join(re.sub(r"<[^>]*>", " ", html).split())
+    assert "rollout 1 1 1 1 50" in text and "start 9 1 9 9" in text and "450" not in text

@@ -97,3 +97,9 @@ def test_a_step_is_named_as_far_as_there_is_room() -> None:
 def test_curves_are_by_role(timeline: Timeline) -> None:
     points = {line.name: line.points for line in utilisation_chart(timeline).lines}
     assert points["policy"] == ((0.0, 0.5), (1.0, 0.5), (2.0, 0.5))
+
+
+def test_a_bar_of_no_time_is_left_out() -> None:
+    bars = [Bar(name="rollout", begin=1.0, end=1.00001), Bar(name="update", begin=2.0, end=3.0)]
+    drawn = draw_strip(Timeline(steps={0: (0.0, 4.0)}, phases=bars, actors={}))
+    assert "rollout, 0 s" not in drawn and "update, 1 s" in drawn

@@ -244,3 +244,11 @@ def test_a_folder_of_before_the_job_is_not_its_own(tmp_path: Path) -> None:
     now = time.time()
     assert was_taken(tmp_path / "demo", now - 60)
     assert not was_taken(tmp_path / "demo", now + 60)
+
+
+def test_a_folder_of_runs_names_them_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("first", "second"):
+        Pretend(tmp_path / name).run.finish({})
+    assert main(["watch", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert "is no run, and holds 2: " in err and "first" in err and f"rlhf watch {tmp_path}/" in err

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
+from launch.watch.describe import describe_event
 from launch.watch.events import fit_events, fold_events
+from rlhf.models.examination import Examination
 
 
 def events(text: str) -> list[dict[str, Any]]:
@@ -74,3 +77,10 @@ def test_a_group_says_its_number_and_its_beginning() -> None:
     assert group.describe().startswith("checkpoint at step 2 (×3 since ") and group.describe().endswith(":05:00)")
     assert fold_events(rows[:1])[0].describe() == "checkpoint at step 0"
     assert fold_events([{"kind": "checkpoint"}] * 2)[0].describe() == "checkpoint (×2)"
+
+
+def test_an_examination_is_the_consoles_sentence() -> None:
+    found = Examination(form="packed", tokens=120, padded=1.627e-07, packed=2e-07)
+    event = {"time": "2026-01-01T00:00:00", "kind": "examined", "member": "critic", **asdict(found)}
+    assert describe_event(event) == f"critic examined: {found.line()}"
+    assert "form odd" in describe_event({"kind": "examined", "member": "critic", "form": "odd", "packed": "text"})

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
 import pytest
 
-from launch.watch.folder import SILENT_SECONDS, FolderWatch, WatchedFolder
+from launch.watch.folder import SILENT_SECONDS, FolderWatch, Stage, WatchedFolder
 from launch.watch.holder import holder_of
 from launch.watch.view import RunView, history, phases, rates
 from rlhf.storage.folder_lock import FolderLock, heartbeat_of
@@ -298,3 +300,12 @@ def _dead() -> int:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid
+
+
+def test_the_end_is_told_in_local_time(root: Path) -> None:
+    run = Pretend(root)
+    run.run.finish({})
+    done = run.run.path / "done.json"
+    done.write_text(re.sub(r'"finished": "[^"]*"', '"finished": "2026-01-02T03:04:05+00:00"', done.read_text()))
+    local = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC).astimezone()
+    assert Stage(run.run.path).finished == f"{local:%Y-%m-%d %H:%M:%S}"

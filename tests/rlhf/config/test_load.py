@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ from rlhf.config.schema import (
     TrackingConfig,
 )
 from rlhf.errors import UserError
+from rlhf.placement.machine import Machine
+from rlhf.validate import problems_of
 
 
 @pytest.fixture
@@ -329,3 +332,44 @@ def test_the_configuration_loads_without_heavy_libraries():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_all_problems_are_listed_together_without_those_that_a_wrong_key_may_cause(tmp_path: Path) -> None:
+    """A rule of a section, a rule between sections, a missing path and a typo; the typo's default is not judged."""
+    path = tmp_path / "run.yaml"
+    path.write_text("name: a\nmodel: {path: /nowhere/model}\nalgorithm: {critic_warmup_steps: 2}\n", encoding="utf-8")
+    check = partial(problems_of, stage="ppo", machine=Machine(gpus=0, cpus=16))
+    overrides = ["algorithm.name=grpo", "ppo.batch_size=63", "data.pth=x", "placement.policy.ranks=2"]
+    with pytest.raises(UserError) as error:
+        load_recipe(path, overrides, check)
+    text = str(error.value)
+    assert "algorithm.critic_warmup_steps = 2: grpo has no critic" in text
+    assert "algorithm.name = grpo with ppo.samples_per_prompt = 1" in text
+    assert "ppo.batch_size = 63 is not divisible by" in text
+    assert "model.path = '/nowhere/model': there is no such file or folder" in text
+    assert "there is no key data.pth" in text and "has no data" not in text
+
+
+@pytest.mark.parametrize("override", ["name=[1]", "early_stop.every=5", "rewards.a b.model=trained", "data=7"])
+def test_what_is_left_of_a_refused_recipe_is_checked_where_it_is_one(override: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("name: a\nmodel: {scratch: {}}\n", encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        load_recipe(path, [override], partial(problems_of, stage="ppo", machine=Machine(gpus=0, cpus=16)))
+    assert override.partition("=")[0].partition(".")[0] in str(error.value)
+    assert "MISSING" not in str(error.value)
+
+
+def test_a_key_without_a_value_is_told_the_default(refused) -> None:
+    assert "fix: write a value after it, such as the default, ppo.steps=100" in refused("name: a\n", "ppo.steps=")
+
+
+def test_all_names_that_are_close_are_suggested(refused) -> None:
+    assert "did you mean gspo or grpo?" in refused("name: a\n", "algorithm.name=gpro")
+
+
+@pytest.mark.parametrize("name", ["quickstrat.yaml", "recipes/quickstrat.yaml", "quickstart.yaml"])
+def test_a_shipped_recipe_is_suggested_for_a_name_that_is_close(name: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_recipe(name)
+    assert "recipes/quickstart.yaml" in error.value.fix and "cluster.yaml" not in error.value.fix

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.config.named_files import check_data, check_models, check_name, check_scorer
+from rlhf.config.named_files import check_data, check_models, check_name, check_path, check_scorer
 from rlhf.config.schema import DataConfig, ModelConfig, PPOConfig, Recipe, RewardConfig, ScratchConfig
 
 STAGES = ("sft", "reward", "ppo")
@@ -124,7 +124,7 @@ def test_folders_to_start_from_are_there_for_the_stages_that_use_them():
         reward=RewardConfig(init="model/gone"),
         ppo=PPOConfig(policy_init="model/gone", critic_init=""),
     )
-    assert said(check_models(recipe, ("sft",))).count("no such file or folder") == 1
+    assert said(check_models(recipe, ("sft",))).count("no such file or folder") == 2
     assert "reward.init = 'model/gone'" in said(check_models(recipe, ("reward",)))
     message = said(check_models(recipe, ("ppo",)))
     assert "ppo.policy_init = 'model/gone'" in message and "ppo.critic_init is empty" in message
@@ -161,3 +161,13 @@ def test_scorers_that_may_exist(spec):
 def test_scorers_that_cannot_exist(spec, reason):
     assert f"evaluation.scorer = {spec!r}" in said(check_scorer("evaluation.scorer", spec))
     assert reason in said(check_scorer("evaluation.scorer", spec))
+
+
+def test_the_command_that_makes_an_examples_data_is_named(folder):
+    missing = said(check_path("data.prompts", "data/travel/prompts.jsonl"))
+    assert "`python -m examples.travel.make_data --out data/travel` makes it" in missing
+
+
+def test_the_model_whose_tokenizer_the_run_has_is_there_in_every_stage(folder):
+    recipe = Recipe(name="a", model=ModelConfig(path="x/y"), ppo=PPOConfig(policy_init="/no/such"))
+    assert "ppo.policy_init = '/no/such': there is no such file" in said(check_models(recipe, ["sft"]))

@@ -96,7 +96,8 @@ def test_one_response_a_prompt_is_enough_where_no_group_is_compared(name: Algori
 def test_options_of_the_critic_need_a_critic(name: AlgorithmName, option: str, value: Any, shown: str) -> None:
     problem = broken(name=name, **{option: value})
     assert problem.what == f"algorithm.{option} = {shown}: {name} has no critic"
-    assert problem.fix == f"leave out algorithm.{option}, or algorithm.name=ppo"
+    default = {"critic_warmup_steps": "0", "lam": "0.95", "gamma": "1.0", "value_clip_range": "0.2"}[option]
+    assert problem.fix == f"algorithm.{option}={default}, or algorithm.name=ppo"
     assert passes(recipe(name="ppo", **{option: value}))
 
 

@@ -10,8 +10,17 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from rlhf.config.fields import defaults_of
 from rlhf.config.load import load_recipe
-from rlhf.config.schema import TRAINED, EarlyStopConfig, EndpointConfig, RewardSourceConfig, TrackingConfig
+from rlhf.config.schema import (
+    TRAINED,
+    AlgorithmConfig,
+    DataConfig,
+    EarlyStopConfig,
+    EndpointConfig,
+    RewardSourceConfig,
+    TrackingConfig,
+)
 from rlhf.errors import UserError
 
 URL = "http://127.0.0.1:8000/score"
@@ -153,3 +162,12 @@ def test_settings_of_the_other_loss_are_refused(tmp_path: Path, settings: dict[s
 def test_an_encoder_belongs_to_dense_retrieval(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
     found = said(tmp_path, retrieval=settings)
     assert message in found and bool(message) == bool(found)
+
+
+def test_a_fix_restores_the_default_of_a_key_that_a_file_may_have() -> None:
+    assert defaults_of(DataConfig, "data", ["columns", "ignore", "format", "max_rows"]) == (
+        "data.columns={} data.ignore=[] data.format=auto data.max_rows=null"
+    )
+    with pytest.raises(ValidationError) as refused:
+        AlgorithmConfig(name="dr_grpo", whiten_advantages=True)
+    assert "fix: algorithm.whiten_advantages=null, or use grpo" in str(refused.value)

@@ -505,3 +505,17 @@ def test_columns_beside_a_prompt_keep_the_files_names(write_jsonl: Callable[...,
 def test_a_preferences_answers_stand_beside_its_prompt(write_jsonl: Callable[..., str]) -> None:
     path = write_jsonl({"prompt": "a", "chosen": " b", "rejected": " c"})
     assert load_prompts(DataConfig(path=path)).rows[0].columns == {"chosen": " b", "rejected": " c"}
+
+
+def test_a_missing_column_is_told_by_the_files_own_names_with_an_example(write_jsonl: Write) -> None:
+    with pytest.raises(UserError) as error:
+        load_preferences(DataConfig(path=write_jsonl({"question": "q", "good": "a", "bad": "b"})))
+    assert "needs chosen and rejected; has question, good, bad" in error.value.why
+    assert "'data.columns={chosen: better, rejected: worse}'" in error.value.fix
+
+
+def test_data_columns_are_those_of_every_file(write_jsonl: Write) -> None:
+    config = DataConfig(path=write_jsonl({"prompt": "p", "completion": "c"}), columns={"chosen": "good"})
+    with pytest.raises(UserError) as error:
+        load_demonstrations(config)
+    assert "no column 'good'" in error.value.why and "applies to every file of the recipe" in error.value.fix

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from rlhf.data.report import describe, write_bad_rows
+from rlhf.data.report import describe, listed, write_bad_rows
 from rlhf.records import BadRow, Loaded, PromptRow, RowLocation
 
 
@@ -46,3 +46,10 @@ def test_bad_rows_are_written_with_their_places(tmp_path: Path) -> None:
         {"file": "folder/f.jsonl", "line": 3, "reason": "empty prompt"},
         {"file": "folder/f.jsonl", "line": 5, "reason": "not text: prompt is 'ä'"},
     ]
+
+
+def test_names_of_columns_are_never_cut_and_the_others_are_counted() -> None:
+    assert listed([f"column_{i}" for i in range(10)]).endswith("column_6, column_7 and 2 more")
+    assert listed([]) == "none"
+    text = describe(Loaded((1,), (bad(3, f"no column 'x': {'words ' * 60}"),)), "pairs")
+    assert "words …" in text and len(text) < 330

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
@@ -87,3 +89,13 @@ def test_lengths_counts_files_and_end_tokens(tokenizer: PreTrainedTokenizerFast)
 @pytest.mark.parametrize("train", [()])
 def test_no_rows_have_no_lengths(tokenizer: PreTrainedTokenizerFast, train: tuple) -> None:
     assert "lengths" not in page(train, tokenizer).plain
+
+
+def test_the_form_of_messages_is_told_where_there_are_any(tokenizer: PreTrainedTokenizerFast) -> None:
+    data = StageData(train=(), held_out=(), bad=(), report="the report", files=())
+    shown = [
+        show_stage("sft", each, ChatFormat(tokenizer), FACTS, DataConfig(), rows=1, colour=False).plain
+        for each in (data, replace(data, conversations=2))
+    ]
+    assert ["rows of messages are written by a transcript" in text for text in shown] == [False, True]
+    assert all("end tokens: <end>" in text for text in shown)

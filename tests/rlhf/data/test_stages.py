@@ -9,6 +9,7 @@ from rlhf.config.schema import (
     DataConfig,
     EarlyStopConfig,
     EndpointConfig,
+    ModelConfig,
     Recipe,
     RewardSourceConfig,
     RolloutConfig,
@@ -121,3 +122,14 @@ def test_unpaired_labels_are_read_and_split_by_prompt(recipe, tokenizer, write_j
         assert all(2 * sum(each.prompt_id == other.prompt_id for other in side) == 4 for each in side)
     assert [(bad.source.line, bad.category) for bad in data.bad] == [(42, "not a label")]
     assert "1 × response longer" in data.report
+
+
+def test_messages_without_a_chat_template_are_said_to_be_a_transcript(recipe, tokenizer, write_jsonl) -> None:
+    """Of a pretrained model: one that is made here learns the transcript from the beginning."""
+    rows = [{"prompt": [{"role": "user", "content": f"number {i}"}]} for i in range(8)]
+    recipe = replace(recipe, data=DataConfig(path=write_jsonl(*rows)))
+    pretrained = replace(recipe, model=ModelConfig(path="any"))
+    data = stages.prompts(pretrained, ChatFormat(tokenizer), FACTS)
+    assert data.conversations == 8 and "8 × messages written as a transcript" in data.report
+    assert "model.chat_template" in data.report
+    assert "transcript" not in stages.prompts(recipe, ChatFormat(tokenizer), FACTS).report

@@ -370,3 +370,10 @@ def test_what_cannot_return_a_list_of_scores_is_refused_when_it_is_loaded(tmp_pa
     with pytest.raises(UserError, match=what) as caught:
         scorer(tmp_path, body)
     assert caught.value.fix
+
+
+def test_only_the_functions_of_the_file_itself_are_listed(tmp_path: Path) -> None:
+    body = "from pathlib import Path\nfrom os.path import join\ndef score(prompts, responses):\n    return []\n"
+    with pytest.raises(UserError) as caught:
+        scorer(tmp_path, body, "quality")
+    assert caught.value.fix == "its functions are score"

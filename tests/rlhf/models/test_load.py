@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from rlhf.config.schema import ModelConfig, OptimizerConfig, RoleConfig
 from rlhf.errors import UserError
@@ -114,7 +114,7 @@ def test_a_pickled_model_is_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path)
     torch.save(AutoModelForCausalLM.from_pretrained(folder).state_dict(), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="cannot load AutoModelForCausalLM") as caught:
+    with pytest.raises(UserError, match="cannot load the model from") as caught:
         load_causal(folder, ModelConfig())
     assert "safetensors" in caught.value.fix
 
@@ -159,3 +159,21 @@ def test_padding_without_a_row_in_the_embedding_is_not_the_classifiers(tmp_path:
     assert tokenizer.pad_token_id == 258
     tokenizer.save_pretrained(folder)
     assert load_classifier(folder, ModelConfig()).config.pad_token_id is None
+
+
+@pytest.mark.parametrize(("name", "may_be_a_name"), [("/no/such/model", False), ("my_model", True)])
+def test_a_path_that_is_not_there_is_said_to_be_none(
+    name: str, may_be_a_name: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no connection")
+
+    for auto in (AutoTokenizer, AutoConfig):
+        monkeypatch.setattr(auto, "from_pretrained", unreachable)
+    for load, part in ((load_tokenizer, "tokenizer"), (context_length, "settings")):
+        with pytest.raises(UserError) as caught:
+            load(name, ModelConfig())
+        assert caught.value.what == f"cannot load the {part} from '{name}'"
+        as_name = ", and as a name on the hub: no connection" if may_be_a_name else ""
+        assert caught.value.why == f"there is no such file or folder{as_name}"
+        assert "check the path" in caught.value.fix

@@ -118,3 +118,15 @@ def test_a_title_is_not_wrapped_to_the_width_of_its_table() -> None:
     out = io.StringIO()
     Console(out).summary("prompts to find a difference of 0.1", {"arm": "181"})
     assert out.getvalue().splitlines()[0] == "prompts to find a difference of 0.1"
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_within_a_stage_no_other_one_is_shown(stream: type[io.StringIO]) -> None:
+    out = stream()
+    console = Console(out)
+    with console.stage("PPO", 2) as report, console.stage("Answers", 7) as inner:
+        inner(7, {})
+        report(2, {})
+    with console.stage("Answers", 9) as later:
+        later(9, {})
+    assert "7/7" not in out.getvalue() and "2/2" in out.getvalue() and "9/9" in out.getvalue()

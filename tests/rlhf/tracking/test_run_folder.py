@@ -332,3 +332,14 @@ def test_an_attempt_that_is_discarded_keeps_its_checkpoints(tmp_path: Path) -> N
     fresh = RunFolder.create(tmp_path, "sft", "", "abc")
     fresh.discard()
     assert not fresh.path.exists()
+
+
+def test_the_way_to_train_a_finished_model_further_is_told(tmp_path: Path) -> None:
+    for stage in ("reward", "ppo"):
+        run = RunFolder.create(tmp_path, stage, "first", "abc")
+        run.model.mkdir()
+        run.finish({})
+    with pytest.raises(UserError) as caught:
+        RunFolder.create(tmp_path, "ppo", "second", "xyz")
+    further = f"name=<new> ppo.policy_init={tmp_path}/ppo/model rewards.<name>.model={tmp_path}/reward/model"
+    assert "restore the values" in caught.value.fix and further in caught.value.fix
