@@ -82,7 +82,7 @@ def collect_heartbeats(actors: Mapping[str, Any]) -> dict[str, Heartbeat]:
 
 
 def inspect(processes: Sequence[ProcessLocation], dump: bool) -> dict[str, Inspection]:
-    """Inspect processes on their nodes; returns facts and log tails, by the actor's name.
+    """Inspect processes on their nodes; returns facts and last words, by the actor's name.
 
     Processes on a node that does not answer are reported as dead.
 
@@ -139,13 +139,15 @@ def _by_node(processes: Sequence[ProcessLocation]) -> dict[str, list[ProcessLoca
 
 
 def inspect_here(processes: Sequence[ProcessLocation], dump: bool) -> dict[str, Inspection]:
-    """Inspect processes of this node; returns facts and log tails, by the actor's name."""
+    """Inspect processes of this node; returns facts and last words, by the actor's name."""
     if dump:
         for where in processes:
             send_signal(where.process, where.started, DUMP_SIGNAL)
         time.sleep(DUMP_SECONDS)
     facts = call_each(_facts_of, processes, LOOK_SECONDS)
-    tails = call_each(lambda where: _last_lines(where.log), processes, LOOK_SECONDS)  # a log's file server may hang
+    tails = call_each(
+        lambda where: _last_lines(where.log, where.log_begins), processes, LOOK_SECONDS
+    )  # a log's file server may hang
     unreadable = Facts(alive=True)
     return {where.name: (facts.get(i, unreadable), tails.get(i, "")) for i, where in enumerate(processes)}
 
@@ -158,10 +160,12 @@ def _facts_of(where: ProcessLocation) -> Facts:
     return replace(facts, alive=False, process_state=None, rss_bytes=None)
 
 
-def _last_lines(log: str) -> str:
+def _last_lines(log: str, begins: int) -> str:
+    """Last lines of a log after its first ``begins`` bytes, or of all of it if it has fewer by now."""
     try:
         with Path(log).open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(begins if begins <= end else 0, end - LAST_BYTES))
             return "\n".join(file.read().decode(errors="replace").splitlines()[-LAST_LINES:])
     except OSError:
         return ""

@@ -36,9 +36,9 @@ class Worker:
     """Builds one rank of a role and calls its methods. Output goes to ``log``; errors name the actor."""
 
     def __init__(self, name: str, log: Path) -> None:
-        redirect_output(log)
+        log_begins = redirect_output(log)
         dump_stacks_on_signal()
-        self.where = locate_process(name, log)
+        self.where = locate_process(name, log, log_begins)
         use_interface_of(self.where.node)
         self.activity = Activity()
         self.role: Any = None

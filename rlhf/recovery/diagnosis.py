@@ -84,7 +84,7 @@ GUESSES = re.compile(
 SILENCE = re.compile(r"connection error code|worker process has died(?!.*exit code)", re.DOTALL)
 """Ray's messages when it saw only the end of a connection; the second one if the text was cut off."""
 EXPLICIT: tuple[tuple[Cause, re.Pattern[str]], ...] = tuple(
-    (cause, re.compile(pattern, re.IGNORECASE | re.DOTALL))
+    (cause, re.compile(pattern, re.IGNORECASE))
     for cause, pattern in (
         (Cause.GPU_MEMORY, r"(?:CUDA|HIP) (?:error: )?out of memory|CUBLAS_STATUS_ALLOC_FAILED"),
         (Cause.MEMORY_MONITOR, r"memory monitor killed|running low on memory"),
@@ -108,7 +108,7 @@ EXPLICIT: tuple[tuple[Cause, re.Pattern[str]], ...] = tuple(
         (Cause.KILLED, r"SIG(?:KILL|TERM|INT|HUP)|\bsignal (?:1|2|9|15)\b|(?:code|status)[ :=]+(?:-9|-15|137|143)\b"),
     )
 )
-"""Patterns of messages that name a cause, the more specific first."""
+"""Patterns of messages that name a cause, within one line, the more specific first."""
 
 
 @dataclass(frozen=True, kw_only=True)
