@@ -145,38 +145,4 @@ def inspect_here(processes: Sequence[ProcessLocation], dump: bool) -> dict[str, 
             send_signal(where.process, where.started, DUMP_SIGNAL)
         time.sleep(DUMP_SECONDS)
     facts = call_each(_facts_of, processes, LOOK_SECONDS)
-    tails = call_each(
-        lambda where: _last_lines(where.log, where.log_begins), processes, LOOK_SECONDS
-    )  # a log's file server may hang
-    unreadable = Facts(alive=True)
-    return {where.name: (facts.get(i, unreadable), tails.get(i, "")) for i, where in enumerate(processes)}
-
-
-def _facts_of(where: ProcessLocation) -> Facts:
-    """Facts about a process; if another one has its pid by now, it is dead."""
-    facts = read_facts(where.process, children=where.children, oom_kills_before=where.oom_kills)
-    if where.started in (None, start_of(where.process)):
-        return facts
-    return replace(facts, alive=False, process_state=None, rss_bytes=None)
-
-
-def _last_lines(log: str, begins: int) -> str:
-    """Last lines of a log after its first ``begins`` bytes, or of all of it if it has fewer by now."""
-    try:
-        with Path(log).open("rb") as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(max(begins if begins <= end else 0, end - LAST_BYTES))
-            return "\n".join(file.read().decode(errors="replace").splitlines()[-LAST_LINES:])
-    except OSError:
-        return ""
-
-
-def terminate_here(processes: Sequence[ProcessLocation], spare_owner: bool) -> None:
-    """``terminate`` for processes of this node."""
-    for where in processes:
-        children = zip(where.children, where.children_started, strict=True)
-        for process, started in children if spare_owner else ((where.process, where.started), *children):
-            send_signal(process, started, signal.SIGKILL)
-    # If another process has a pid by now, files of that pid are that process's.
-    gone = [where.process for where in processes if start_of(where.process) in (None, where.started)]
-    call_each(remove_leftovers, gone, LOOK_SECONDS)
+    tails = call_each(_last_words, processes, LOOK_SECONDS)  # a log's file server may hang
