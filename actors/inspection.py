@@ -25,6 +25,7 @@ from actors.threads import call_each
 from rlhf.process_identity import send_signal, start_of
 from rlhf.recovery.facts import Facts, read_facts
 from rlhf.recovery.leftovers import remove_leftovers
+from rlhf.recovery.log_tail import last_words
 
 ASK_SECONDS = 5.0
 """Deadline of a question to Ray's control service (GCS)."""
@@ -34,15 +35,15 @@ LOOK_SECONDS = 4.0
 """Deadline on a node for reading the facts about its processes, and again for the ends of their logs."""
 INSPECT_SECONDS = 10.0
 """Deadline for all nodes together: it includes both, and the time in which processes write their stacks."""
-LAST_LINES = 40
-"""Number of last lines of a lost actor's log that are searched for the reason."""
+LAST_LINES = 400
+"""Number of last lines of a lost actor's log that are searched for the reason: a long traceback is among them."""
 LAST_BYTES = 2**16
 """Largest part of a log that is read for them."""
 DUMP_SECONDS = 0.5
 """How long processes have to write their stacks before they are killed."""
 
 Inspection = tuple[Facts, str]
-"""Facts about a process, and the tail of its log."""
+"""Facts about a process, and what the end of its log says of its end."""
 
 
 def dead_actors(actors: Mapping[str, Any]) -> dict[str, str]:
@@ -146,3 +147,39 @@ def inspect_here(processes: Sequence[ProcessLocation], dump: bool) -> dict[str, 
         time.sleep(DUMP_SECONDS)
     facts = call_each(_facts_of, processes, LOOK_SECONDS)
     tails = call_each(_last_words, processes, LOOK_SECONDS)  # a log's file server may hang
+    unreadable = Facts(alive=True)
+    return {where.name: (facts.get(i, unreadable), tails.get(i, "")) for i, where in enumerate(processes)}
+
+
+def _facts_of(where: ProcessLocation) -> Facts:
+    """Facts about a process; if another one has its pid by now, it is dead."""
+    facts = read_facts(where.process, children=where.children, oom_kills_before=where.oom_kills)
+    if where.started in (None, start_of(where.process)):
+        return facts
+    return replace(facts, alive=False, process_state=None, rss_bytes=None)
+
+
+def _last_words(where: ProcessLocation) -> str:
+    return last_words(_last_lines(where.log, where.log_begins))
+
+
+def _last_lines(log: str, begins: int) -> str:
+    """Last lines of a log after its first ``begins`` bytes, or of all of it if it has fewer by now."""
+    try:
+        with Path(log).open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(begins if begins <= end else 0, end - LAST_BYTES))
+            return "\n".join(file.read().decode(errors="replace").splitlines()[-LAST_LINES:])
+    except OSError:
+        return ""
+
+
+def terminate_here(processes: Sequence[ProcessLocation], spare_owner: bool) -> None:
+    """``terminate`` for processes of this node."""
+    for where in processes:
+        children = zip(where.children, where.children_started, strict=True)
+        for process, started in children if spare_owner else ((where.process, where.started), *children):
+            send_signal(process, started, signal.SIGKILL)
+    # If another process has a pid by now, files of that pid are that process's.
+    gone = [where.process for where in processes if start_of(where.process) in (None, where.started)]
+    call_each(remove_leftovers, gone, LOOK_SECONDS)
