@@ -7,10 +7,11 @@ deleted and never mixed with the next one. One process at a time writes to a sta
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -214,6 +215,7 @@ class RunFolder:
         self.resumes = bool(committed(self.checkpoints))
         if self.resumes:
             self.logs.mkdir(exist_ok=True)
+            _require_writable([self.path, self.logs, self.metrics, self.samples, self.events, *self.logs.iterdir()])
             return
         if self.path.exists():
             self.path.rename(self._free_name())
@@ -340,6 +342,17 @@ def _written_model(folder: Path) -> Iterator[Path]:
                 "the rank that wrote them is on a node that does not share this folder",
                 "set runs_dir to a folder that all nodes share",
             )
+
+
+def _require_writable(paths: Iterable[Path]) -> None:
+    """Check what a resumed run appends to: another user may have begun it.
+
+    Raises:
+        PermissionError: something exists, and cannot be written to.
+    """
+    for path in paths:
+        if path.exists() and not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
 def _synced_size(file: Path) -> int:
