@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -370,3 +371,16 @@ def test_what_cannot_return_a_list_of_scores_is_refused_when_it_is_loaded(tmp_pa
     with pytest.raises(UserError, match=what) as caught:
         scorer(tmp_path, body)
     assert caught.value.fix
+
+
+@pytest.mark.parametrize("library", ["signal.signal(signal.SIGUSR2, signal.SIG_DFL)", "raise ValueError(MATH_VERIFY)"])
+def test_what_an_alarm_cannot_do_in_a_thread_is_said_with_a_way_out(library: str, tmp_path: Path) -> None:
+    head = (
+        "import signal\nMATH_VERIFY = \"Math-Verify doesn't support threaded environment due to usage of "
+        'signal.alarm() in timeout mechanism"\n'
+    )
+    body = f"{head}def score(prompts, responses):\n    {library}\n"
+    with ThreadPoolExecutor() as thread, pytest.raises(UserError) as caught:
+        thread.submit(scorer(tmp_path, body), PROMPTS, RESPONSES).result()
+    assert "does not run in the main thread" in caught.value.why and "parsing_timeout=None" in caught.value.why
+    assert "main thread" not in failure(tmp_path, "raise ValueError('signal')").why
