@@ -47,6 +47,9 @@ class UserError(RLHFError):
     """
 
     exit_code = 2
+    what: str
+    why: str
+    fix: str
 
     def __init__(self, what: str, why: str = "", fix: str = "") -> None:
         super().__init__(what, why, fix)  # all three in args, so that the error can be pickled
@@ -82,6 +85,12 @@ class LostError(MachineryError):
         reason: what the message says beside actor, kind, phase and step; empty if it is the whole message.
         of_whom: names of the actors that the message is about, if there is a reason: ``names`` may have others.
     """
+
+    message: str
+    names: tuple[str, ...]
+    kind: str
+    reason: str
+    of_whom: tuple[str, ...]
 
     def __init__(
         self,
@@ -133,6 +142,9 @@ class Stopped(RLHFError):
 
     exit_code = 75
     may_pass = True
+    why: str
+    commit: str
+    stage: str
 
     def __init__(self, why: str, commit: str = "", stage: str = "") -> None:
         super().__init__(why, commit, stage)  # all three in args, so that the error can be pickled
@@ -157,6 +169,8 @@ class Waiting(RLHFError):
     """
 
     exit_code = 75
+    what: str
+    fix: str
 
     def __init__(self, what: str, fix: str) -> None:
         super().__init__(what, fix)  # both in args, so that the error can be pickled

@@ -111,8 +111,9 @@ class RunFolder:
         write_atomically(self.config, config_yaml)
 
     def sizes(self) -> dict[str, int]:
-        """Flush ``metrics.jsonl`` and ``samples.jsonl`` to the disk; returns their sizes in bytes, for a checkpoint."""
-        return {file.name: _synced_size(file) for file in (self.metrics, self.samples)}
+        """Flush ``metrics.jsonl``, ``samples.jsonl`` and ``before.json``; returns their bytes, for a checkpoint."""
+        files = (self.metrics, self.samples, *([self.before] if self.before.exists() else []))
+        return {file.name: _synced_size(file) for file in files}
 
     def rewind(self, sizes: Mapping[str, int], step: int) -> tuple[LostRows, ...]:
         """Truncate ``metrics.jsonl`` and ``samples.jsonl`` to their ``sizes`` at a checkpoint after ``step`` steps.

@@ -28,7 +28,12 @@ def failure(tmp_path: Path, body: str) -> UserError:
 
 
 @pytest.mark.parametrize(
-    "wrap", ["list({})", "tuple({})", "numpy.array({})", "torch.tensor({})", "[numpy.float32(x) for x in {}]"]
+    "wrap",
+    [
+        *("list({})", "tuple({})", "numpy.array({})", "torch.tensor({})", "[numpy.float32(x) for x in {}]"),
+        *("[torch.tensor(x) for x in {}]", "[torch.tensor(1.0 * x, requires_grad=True) for x in {}]"),
+        "[numpy.array(x) for x in {}]",
+    ],
 )
 def test_numbers_in_any_usual_list_are_taken(tmp_path: Path, wrap: str) -> None:
     values = wrap.format("[len(r) for r in responses]")
