@@ -56,6 +56,7 @@ MUTE = replace(IDLE, heartbeat_age_seconds=118.0)
             replace(DEAD, exit_text=RAY + "Worker exits with an exit code 1. The process receives a SIGTERM."),
             Cause.KILLED,
         ),
+        (replace(DEAD, exit_text="GLOO_SOCKET_IFNAME: lo\ncollective_rpc calls ['abort_receiving']"), Cause.UNKNOWN),
         (replace(DEAD, exit_text="died with <Signals.SIGKILL: 9>."), Cause.KILLED),
         (replace(DEAD, exit_text="exit code: -9"), Cause.KILLED),
         (replace(DEAD, exit_text=RAY + "Worker exits with an exit code 3."), Cause.UNKNOWN),
