@@ -17,6 +17,7 @@ import typer
 from launch.options import Overrides, RecipePath, Run
 from rlhf.errors import UserError
 from rlhf.garbage import paused_collection
+from rlhf.unicode import encodable
 
 if TYPE_CHECKING:
     from actors.session import Session
@@ -119,7 +120,7 @@ def _show(stream: TextIO, text: str) -> None:
     A terminal that was closed cannot be written to: what follows is discarded, and the run goes on.
     """
     try:
-        os.write(stream.fileno(), f"\n{text}\n".encode())
+        os.write(stream.fileno(), encodable(f"\n{text}\n").encode())
     except ValueError:  # closed: the command is over
         return
     except OSError:

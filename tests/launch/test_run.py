@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from launch.run import _log_of, _remove
+from launch.run import _log_of, _remove, _show
 from rlhf.errors import UserError
 
 
@@ -41,3 +41,9 @@ def test_a_log_that_cannot_be_written_is_the_users_error(tmp_path: Path) -> None
         with pytest.raises(UserError, match="cannot write to") as caught:
             _log_of(root, "ppo")
         assert "runs_dir" in caught.value.fix
+
+
+def test_a_line_for_the_user_may_name_any_file(tmp_path: Path) -> None:
+    with (tmp_path / "out").open("w") as stream:
+        _show(stream, "saved run-\udcff")
+    assert (tmp_path / "out").read_text() == "\nsaved run-\\udcff\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -54,3 +55,9 @@ def test_any_text_can_be_printed(is_wrapped: bool, monkeypatch: pytest.MonkeyPat
     stream.write("\ud83d")
     stream.flush()
     assert written.getvalue() == b"\\ud83d"
+
+
+def test_a_process_ends_whatever_is_said_of_it() -> None:
+    code = "from rlhf.storage.folder_lock import end_process; end_process('lost: run-\\udcff')"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert (ended.returncode, ended.stderr) == (3, b"lost: run-\\udcff\n")
