@@ -86,7 +86,7 @@ def _as_float(value: Any) -> float | None:
     number: float | None = None
     try:
         with own_faults():
-            if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # a tensor or an array of one number
+            if not isinstance(value, Real) and getattr(value, "ndim", None) == 0:  # a tensor or array of one number
                 value = value.item()
             if isinstance(value, Real) and not isinstance(value, bool):
                 number = float(value)
