@@ -81,7 +81,7 @@ def _describe(
         process=where.process if where else None,
         step=context.step,
         phase=context.phase,
-        kind=error.kind,  # type: ignore[arg-type]
+        kind=_kind(error, facts),  # type: ignore[arg-type]
         what=error.told_of(names),
         cause=found.cause,
         advice=found.advice,
@@ -91,6 +91,13 @@ def _describe(
         return incident
     change = advise_on_memory(recipe, incident.role, on_gpu=found.cause == Cause.GPU_MEMORY)
     return replace(incident, advice=change)
+
+
+def _kind(error: LostError, facts: Facts) -> str:
+    """Kind of a failure: of actors that are lost together one may have died while others are stopped."""
+    if error.kind == "stalled" and not facts.alive:
+        return "died"
+    return "stalled" if error.kind == "died" and facts.is_stopped else error.kind
 
 
 def describe_lost_result(error: LostError, context: PhaseContext, is_repeated: bool) -> Incident:

@@ -25,6 +25,7 @@ from actors.threads import call_each
 from rlhf.process_identity import send_signal, start_of
 from rlhf.recovery.facts import Facts, read_facts
 from rlhf.recovery.leftovers import remove_leftovers
+from rlhf.recovery.log_tail import last_words
 
 ASK_SECONDS = 5.0
 """Deadline of a question to Ray's control service (GCS)."""
@@ -34,15 +35,15 @@ LOOK_SECONDS = 4.0
 """Deadline on a node for reading the facts about its processes, and again for the ends of their logs."""
 INSPECT_SECONDS = 10.0
 """Deadline for all nodes together: it includes both, and the time in which processes write their stacks."""
-LAST_LINES = 40
-"""Number of last lines of a lost actor's log that are searched for the reason."""
+LAST_LINES = 400
+"""Number of last lines of a lost actor's log that are searched for the reason: a long traceback is among them."""
 LAST_BYTES = 2**16
 """Largest part of a log that is read for them."""
 DUMP_SECONDS = 0.5
 """How long processes have to write their stacks before they are killed."""
 
 Inspection = tuple[Facts, str]
-"""Facts about a process, and the tail of its log."""
+"""Facts about a process, and what the end of its log says of its end."""
 
 
 def dead_actors(actors: Mapping[str, Any]) -> dict[str, str]:
@@ -82,7 +83,7 @@ def collect_heartbeats(actors: Mapping[str, Any]) -> dict[str, Heartbeat]:
 
 
 def inspect(processes: Sequence[ProcessLocation], dump: bool) -> dict[str, Inspection]:
-    """Inspect processes on their nodes; returns facts and log tails, by the actor's name.
+    """Inspect processes on their nodes; returns facts and last words, by the actor's name.
 
     Processes on a node that does not answer are reported as dead.
 
@@ -139,13 +140,13 @@ def _by_node(processes: Sequence[ProcessLocation]) -> dict[str, list[ProcessLoca
 
 
 def inspect_here(processes: Sequence[ProcessLocation], dump: bool) -> dict[str, Inspection]:
-    """Inspect processes of this node; returns facts and log tails, by the actor's name."""
+    """Inspect processes of this node; returns facts and last words, by the actor's name."""
     if dump:
         for where in processes:
             send_signal(where.process, where.started, DUMP_SIGNAL)
         time.sleep(DUMP_SECONDS)
     facts = call_each(_facts_of, processes, LOOK_SECONDS)
-    tails = call_each(lambda where: _last_lines(where.log), processes, LOOK_SECONDS)  # a log's file server may hang
+    tails = call_each(_last_words, processes, LOOK_SECONDS)  # a log's file server may hang
     unreadable = Facts(alive=True)
     return {where.name: (facts.get(i, unreadable), tails.get(i, "")) for i, where in enumerate(processes)}
 
@@ -158,10 +159,16 @@ def _facts_of(where: ProcessLocation) -> Facts:
     return replace(facts, alive=False, process_state=None, rss_bytes=None)
 
 
-def _last_lines(log: str) -> str:
+def _last_words(where: ProcessLocation) -> str:
+    return last_words(_last_lines(where.log, where.log_begins))
+
+
+def _last_lines(log: str, begins: int) -> str:
+    """Last lines of a log after its first ``begins`` bytes, or of all of it if it has fewer by now."""
     try:
         with Path(log).open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(begins if begins <= end else 0, end - LAST_BYTES))
             return "\n".join(file.read().decode(errors="replace").splitlines()[-LAST_LINES:])
     except OSError:
         return ""

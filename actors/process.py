@@ -38,6 +38,8 @@ class ProcessLocation:
     """``rlhf.process_identity.start_of`` it: a later process may have its pid."""
     log: str = ""
     """File of its output."""
+    log_begins: int = 0
+    """Size of the file when the process started: before that it has the output of its predecessors."""
     children: tuple[int, ...] = ()
     children_started: tuple[int | None, ...] = ()
     """The same for each child."""
@@ -52,7 +54,7 @@ class ProcessLocation:
         return f"{self.name} (node {self.node}, process {self.process})"
 
 
-def locate_process(name: str, log: Path) -> ProcessLocation:
+def locate_process(name: str, log: Path, log_begins: int = 0) -> ProcessLocation:
     """Return the location of the calling actor's process."""
     own = os.getpid()
     return ProcessLocation(
@@ -62,6 +64,7 @@ def locate_process(name: str, log: Path) -> ProcessLocation:
         process=own,
         started=start_of(own),
         log=str(log),
+        log_begins=log_begins,
         oom_kills=oom_kills(),
     )
 

@@ -21,7 +21,7 @@ import psutil
 
 from rlhf.errors import ClusterError
 from rlhf.recovery.diagnosis import Cause, diagnose
-from rlhf.recovery.facts import STOPPED, Facts, oom_kills, oom_kills_since, process_state
+from rlhf.recovery.facts import STOPPED, Facts, oom_kills, oom_kills_since, process_state, shared_memory
 from rlhf.recovery.last_resort import LastResort
 
 END_SECONDS = 15.0
@@ -206,7 +206,10 @@ def describe_end(ended: Sequence[RayProcess], logs: Path, kills: int | None) -> 
     agent = next((each.name for each in ended if each.name in AGENTS), None) or _logged_agent(logs)
     names = " and ".join(f"{each.name} (process {each.process})" for each in ended)
     how = "; ".join(filter(None, (_how(each.code()) for each in ended)))
-    found = diagnose(Facts(alive=False, oom_kills_since_start=oom_kills_since(kills), exit_text=how))
+    kills_since = oom_kills_since(kills)
+    found = diagnose(
+        Facts(alive=False, oom_kills_since_start=kills_since, shared_memory=shared_memory(), exit_text=how)
+    )
     is_known = found.cause not in (Cause.UNKNOWN, Cause.SILENT)
     if agent is not None:
         cause = f"; likely cause: {found.cause}" if is_known else ""

@@ -51,9 +51,9 @@ class RolloutActor:
     """One engine. vLLM is imported in ``build``: the import is slow, and reads the environment that is set here."""
 
     def __init__(self, name: str, log: Path, device: Device, config: RolloutConfig, backend: str | None) -> None:
-        redirect_output(log)
+        log_begins = redirect_output(log)
         dump_stacks_on_signal()
-        self.where = locate_process(name, log)
+        self.where = locate_process(name, log, log_begins)
         self.activity = Activity()
         os.environ.update(engine_environment(device, config, backend))
         self.prompts: Sequence[Prompt] = ()

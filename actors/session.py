@@ -45,7 +45,7 @@ from rlhf.run_state import StageState
 from rlhf.storage.durable import write_atomically, written_folder
 from rlhf.storage.reading import damaged, read_json, read_text, require_folder
 from rlhf.tracking.console import Console
-from rlhf.tracking.record_check import check_kinds, check_record
+from rlhf.tracking.record_check import check_first_answers, check_kinds, check_record
 from rlhf.tracking.run_folder import MODEL, RunFolder
 from rlhf.types import Example, LabelledResponse, ModelFacts, Pair, Prompt
 
@@ -430,6 +430,8 @@ class Session:
         if stage in ("dpo", "ppo"):
             self._require_vocabulary_of_sft()
         self._require_same_data(stage)  # reads the data
+        if (checkpoint := self.checkpoint(stage)) is not None and not self.changes_of_data(stage):
+            check_first_answers(run, StageState.from_json(checkpoint.state()).sizes)
 
     def files_of(self, stage: str) -> tuple[DataFile, ...]:
         """Data files that a stage reads, and its chat template file if one is configured."""

@@ -36,9 +36,9 @@ class Worker:
     """Builds one rank of a role and calls its methods. Output goes to ``log``; errors name the actor."""
 
     def __init__(self, name: str, log: Path) -> None:
-        redirect_output(log)
+        log_begins = redirect_output(log)
         dump_stacks_on_signal()
-        self.where = locate_process(name, log)
+        self.where = locate_process(name, log, log_begins)
         use_interface_of(self.where.node)
         self.activity = Activity()
         self.role: Any = None
@@ -132,15 +132,15 @@ def translate_failures(where: ProcessLocation, activity: str) -> Iterator[None]:
     """Context that converts unexpected errors to ``MachineryError`` with the actor's name.
 
     An error that shows a lost peer, a failed device or a lack of memory, or a failure of Ray itself, becomes a
-    ``LostError``: a new process may succeed. The traceback goes to the log.
+    ``LostError``: a new process may succeed. The traceback goes to the log. What is raised has no cause.
     """
     try:
         yield
     except LostError as error:
         what = f"{where} lost in {activity}: {error}"
         raise LostError(what, (where.name,), error.kind, f"{activity}: {error}", (where.name,)) from None
-    except RLHFError:
-        raise
+    except RLHFError as error:
+        raise error from None  # Ray sends the text of a cause too: of a user's error, which may be anything
     except Exception as error:
         traceback.print_exc()
         message = (str(error).strip().splitlines() or [""])[0]

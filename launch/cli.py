@@ -35,6 +35,7 @@ from launch.options import Overrides, RecipePath, Run
 from launch.run import run_generate, run_stages
 from rlhf.errors import RLHFError, UserError
 from rlhf.storage.write_errors import FULL, UNWRITABLE, tell, way_on
+from rlhf.unicode import encodable, escape_in_output
 
 SCREEN_LINES, SCREEN_WIDTH = 38, 500
 """Longest message, in lines, and longest line, in characters."""
@@ -150,6 +151,7 @@ def run_command(arguments: Sequence[str]) -> Ended:
     Standard output is flushed here: Python itself would report a failure only at its end, with a traceback.
     """
     _open_closed_streams()
+    escape_in_output()
     name = " ".join(["rlhf", *_command_words(arguments)])
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     ended = _run(name, arguments)
@@ -299,7 +301,7 @@ def on_one_screen(message: str) -> str:
     holds the fix."""
     from rlhf.tracking.console import plain_text
 
-    lines = plain_text(message.encode("utf-8", "backslashreplace").decode()).splitlines()
+    lines = plain_text(encodable(message)).splitlines()
     if len(lines) > SCREEN_LINES:
         lines = [*lines[: SCREEN_LINES - 6], f"  ... {len(lines) - SCREEN_LINES + 1} lines more", *lines[-5:]]
     return "\n".join(map(_shorten, lines))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -244,7 +245,7 @@ def _import_functions(recipe: Recipe, command: Stage) -> None:
         watcher = [recipe.early_stop.scorer] if recipe.early_stop else []
         for source in (*recipe.rewards.values(), *watcher):
             if source.function is not None:
-                load_scorer(source.function)
+                _load_as_actors_do(source.function)
     scorer = recipe.evaluation.scorer
     if command == "pipeline" and scorer is not None and load_scorer(scorer).needs_rows:
         raise UserError(
@@ -252,6 +253,27 @@ def _import_functions(recipe: Recipe, command: Stage) -> None:
             "the comparison passes only prompts and answers to its scorer",
             "give its parameter a default, rows=None, or name another function",
         )
+
+
+def _load_as_actors_do(function: str) -> None:
+    """Load a function outside the main thread, where signals cannot be handled.
+
+    Raises:
+        UserError: it cannot be loaded there.
+    """
+    errors = list[BaseException]()
+
+    def load() -> None:
+        try:
+            load_scorer(function)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=load, daemon=True)  # one whose import hangs does not outlive the command
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
 
 
 def _with_whole_paths(recipe: Recipe) -> Recipe:

@@ -17,6 +17,7 @@ import typer
 from launch.options import Overrides, RecipePath, Run
 from rlhf.errors import UserError
 from rlhf.garbage import paused_collection
+from rlhf.unicode import encodable
 
 if TYPE_CHECKING:
     from actors.session import Session
@@ -100,7 +101,7 @@ def run_work(
 
         session = Session(recipe=recipe, console=Console(sys.stdout), device=device, gpus=gpus)
         new = [folder for folder in (session.root, session.root.parent) if not folder.exists()]
-        with quiet_framework_logs(_logs(session.root) / f"driver-{log or command}.log") as stdout:
+        with quiet_framework_logs(_log_of(session.root, log or command)) as stdout:
             session.console = Console(stdout, progress=recipe.tracking.progress)
             session.last_resort.show = partial(_show, stdout)
             session.ray_watch = RayWatch(session.last_resort)
@@ -127,7 +128,7 @@ def _show(stream: TextIO, text: str) -> None:
     A terminal that was closed cannot be written to: what follows is discarded, and the run goes on.
     """
     try:
-        os.write(stream.fileno(), f"\n{text}\n".encode())
+        os.write(stream.fileno(), encodable(f"\n{text}\n").encode())
     except ValueError:  # closed: the command is over
         return
     except OSError:
@@ -181,11 +182,14 @@ def _load_stages(command: Run, session: Session) -> Work:
     return partial(run_pipeline, session) if command == "pipeline" else partial(run_stage, session, command)
 
 
-def _logs(root: Path) -> Path:
+def _log_of(root: Path, name: str) -> Path:
+    """The log of a command in the run's folder, to which it can write."""
+    log = root / LOGS / f"driver-{name}.log"
     try:
-        (root / LOGS).mkdir(parents=True, exist_ok=True)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.open("ab").close()  # an older one may be another user's, and the folder's file system read-only
     except OSError as error:
         raise UserError(
             f"cannot write to {root}", str(error), "set runs_dir to a folder that you may write to"
         ) from error
-    return root / LOGS
+    return log

@@ -9,6 +9,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from rlhf.unicode import encodable
+
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _CONTROL_PICTURES = 0x2400
 """Unicode's visible signs for ASCII control characters, which HTML cannot contain, start here."""
@@ -16,8 +18,7 @@ _CONTROL_PICTURES = 0x2400
 
 def make_visible(text: str) -> str:
     """Replace characters that HTML or UTF-8 cannot contain; line breaks become ``\\n``."""
-    # backslashreplace: JSON can contain lone surrogates, which UTF-8 cannot encode
-    plain = text.encode(errors="backslashreplace").decode().replace("\r\n", "\n")
+    plain = encodable(text).replace("\r\n", "\n")
     return _CONTROL.sub(lambda found: chr(0x2421 if found[0] == "\x7f" else _CONTROL_PICTURES + ord(found[0])), plain)
 
 

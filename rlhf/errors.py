@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from rlhf.unicode import encodable
+
 MOST_PROBLEMS = 12
 """Largest number of problems that one error lists, to fit on one screen."""
 
@@ -22,11 +24,17 @@ def first_line(error: BaseException) -> str:
 
 
 class RLHFError(Exception):
-    """Base class of all errors that this package raises deliberately."""
+    """Base class of all errors that this package raises deliberately. Their texts can be encoded in UTF-8.
+
+    They quote users' code, data and files, and Ray ends a process whose error it cannot encode.
+    """
 
     exit_code = 3
     may_pass = False
     """Whether the same command may succeed if it is repeated: a scheduler may requeue it."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(encodable(given) if isinstance(given, str) else given for given in arguments))
 
 
 class UserError(RLHFError):
@@ -39,10 +47,13 @@ class UserError(RLHFError):
     """
 
     exit_code = 2
+    what: str
+    why: str
+    fix: str
 
     def __init__(self, what: str, why: str = "", fix: str = "") -> None:
-        self.what, self.why, self.fix = what, why, fix
         super().__init__(what, why, fix)  # all three in args, so that the error can be pickled
+        self.what, self.why, self.fix = self.args
 
     def __str__(self) -> str:
         lines = [self.what]
@@ -75,6 +86,12 @@ class LostError(MachineryError):
         of_whom: names of the actors that the message is about, if there is a reason: ``names`` may have others.
     """
 
+    message: str
+    names: tuple[str, ...]
+    kind: str
+    reason: str
+    of_whom: tuple[str, ...]
+
     def __init__(
         self,
         message: str,
@@ -84,7 +101,7 @@ class LostError(MachineryError):
         of_whom: tuple[str, ...] = (),
     ) -> None:
         super().__init__(message, names, kind, reason, of_whom)  # all in args, so that the error can be pickled
-        self.message, self.names, self.kind, self.reason, self.of_whom = message, names, kind, reason, of_whom
+        self.message, self.names, self.kind, self.reason, self.of_whom = self.args
 
     def __str__(self) -> str:
         return self.message
@@ -125,10 +142,13 @@ class Stopped(RLHFError):
 
     exit_code = 75
     may_pass = True
+    why: str
+    commit: str
+    stage: str
 
     def __init__(self, why: str, commit: str = "", stage: str = "") -> None:
         super().__init__(why, commit, stage)  # all three in args, so that the error can be pickled
-        self.why, self.commit, self.stage = why, commit, stage
+        self.why, self.commit, self.stage = self.args
 
     def __str__(self) -> str:
         if self.commit:
@@ -149,10 +169,12 @@ class Waiting(RLHFError):
     """
 
     exit_code = 75
+    what: str
+    fix: str
 
     def __init__(self, what: str, fix: str) -> None:
         super().__init__(what, fix)  # both in args, so that the error can be pickled
-        self.what, self.fix = what, fix
+        self.what, self.fix = self.args
 
     def __str__(self) -> str:
         return f"{self.what}\n  then: {self.fix}"

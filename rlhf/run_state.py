@@ -37,7 +37,7 @@ class StageState:
 
     step: int
     sizes: Mapping[str, int] = field(default_factory=dict)
-    """Size in bytes of each append-only file of the run after this step."""
+    """Size in bytes of each append-only file of the run after this step, and of its first answers."""
     goodput: Mapping[str, Any] = field(default_factory=dict)
     """Useful and lost seconds so far."""
     wandb_id: str = ""

@@ -30,6 +30,8 @@ from rlhf.errors import MOST_PROBLEMS, UserError
 
 MISSING_TEXT = "missing"
 """In place of a required text of the recipe itself, which is its name."""
+LOWER_LIMIT, UPPER_LIMIT = ("from", "least", "above", "between", " or "), (" to ", "most", "below", "between", " or ")
+"""Words of a field's own limits; without one on a side, that of the number's type is the limit there."""
 
 
 def explain(refusal: ValidationError, settings: dict[Any, Any], source: RecipeText) -> list[UserError]:
@@ -123,7 +125,8 @@ def _translate(
     elif kind.startswith(("greater_than", "less_than")):
         (bound,) = context.values()
         limit = limit_of(field.section, str(field.path[-1]))
-        if abs(bound) >= MOST_WHOLE and str(bound) not in limit:
+        ends = UPPER_LIMIT if kind.startswith("less_than") else LOWER_LIMIT
+        if abs(bound) >= MOST_WHOLE and not any(end in limit for end in ends):
             limit += f", and not beyond {bound:,}"
         yield UserError(f"{place}: {key} = {_show(value)} is out of range", fix=f"choose a value: {limit}")
     else:

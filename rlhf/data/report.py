@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from rlhf.records import BadRow, Loaded
+from rlhf.storage.jsonl import to_line
 
 PLACES_SHOWN = 3
 COLUMNS_SHOWN = 8
@@ -78,4 +78,4 @@ def _shorten(detail: str) -> str:
 def write_bad_rows(path: str | Path, bad: Sequence[BadRow]) -> None:
     """Write every bad row as one JSON line: file, line, reason."""
     rows = ({"file": row.source.file, "line": row.source.line, "reason": row.reason} for row in bad)
-    Path(path).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    Path(path).write_text("".join(map(to_line, rows)), encoding="utf-8")

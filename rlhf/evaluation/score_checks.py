@@ -12,6 +12,7 @@ import numpy as np
 
 from rlhf.errors import UserError
 from rlhf.evaluation.user_code import UserCodeFault, message_of, own_faults
+from rlhf.unicode import encodable
 
 Row = Mapping[str, object]
 LARGEST = float(np.finfo(np.float32).max)
@@ -85,6 +86,8 @@ def _as_float(value: Any) -> float | None:
     number: float | None = None
     try:
         with own_faults():
+            if not isinstance(value, Real) and getattr(value, "ndim", None) == 0:  # a tensor or array of one number
+                value = value.item()
             if isinstance(value, Real) and not isinstance(value, bool):
                 number = float(value)
     except UserCodeFault as fault:
@@ -98,7 +101,7 @@ def _shown(value: object) -> str:
     """The beginning of a returned value's text; some values have none, such as integers of too many digits."""
     text = "a value that cannot be shown"
     with suppress(UserCodeFault), own_faults():
-        text = f"{value!r:.40}"
+        text = encodable(f"{value!r:.40}")
     return text
 
 

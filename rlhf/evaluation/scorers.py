@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -36,6 +37,13 @@ SINGLE_RESULTS = {"float", "int", "bool", "str", "dict", "None"}
 CONTRACT = (
     "a scorer takes a list of prompts and a list of responses (and, if it has a parameter named rows, a list of data "
     "rows) and returns a list of floats, one per response"
+)
+NEEDS_MAIN_THREAD = re.compile(r"signal only works in main thread|usage of signal\.alarm\(\)")
+"""In the messages of Python, and of math-verify, whose time limits are alarms."""
+IN_A_THREAD = (
+    "; a reward function does not run in the main thread, so that it can handle no signal: limit the time of a "
+    "computation by a process of its own, as subprocess.run(..., timeout=5) does, and switch a library's own limit off "
+    "(math-verify: parsing_timeout=None, timeout_seconds=None)"
 )
 LONGEST_MESSAGE = 1000
 """Characters of a function's error message that are shown."""
@@ -232,4 +240,6 @@ def _describe(error: BaseException, folder: Path) -> str:
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(folder)]
     where = f", at {own[-1].filename}:{own[-1].lineno}" if own else ""
     text = message_of(error)
-    return f"{type(error).__name__}: {text if len(text) <= LONGEST_MESSAGE else text[:LONGEST_MESSAGE] + '…'}{where}"
+    hint = IN_A_THREAD if NEEDS_MAIN_THREAD.search(text) else ""
+    text = text if len(text) <= LONGEST_MESSAGE else text[:LONGEST_MESSAGE] + "…"
+    return f"{type(error).__name__}: {text}{where}{hint}"

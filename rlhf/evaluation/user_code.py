@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import CodeType, FrameType
 
+from rlhf.unicode import encodable
+
 
 class UserCodeFault(Exception):
     """A user's code raised ``error``."""
@@ -65,8 +67,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def message_of(error: BaseException) -> str:
-    """The message of an error of a user's code, whose own ``__str__`` may fail."""
+    """The message of an error of a user's code, whose own ``__str__`` may fail, as text that can be encoded."""
     text = "(no message)"
     with suppress(UserCodeFault), own_faults():  # its __str__ may fail
-        text = str(error)
+        text = encodable(str(error))
     return text

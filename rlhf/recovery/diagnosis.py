@@ -28,6 +28,7 @@ class Cause(StrEnum):
     GPU_ASSERT = "an assertion in a GPU kernel failed: usually an index beyond the end of a tensor"
     GPU = "the GPU or its driver failed"
     NCCL = "NCCL failed: the network between the ranks, or another rank's process"
+    SHARED_MEMORY = "it could not use memory that it had mapped (SIGBUS): /dev/shm is full, or was"
     CRASHED = "it crashed in native code"
     ENGINE = "the inference engine failed"
     PEER = "it lost another rank of its group"
@@ -57,6 +58,8 @@ ADVICE: dict[Cause, str] = {
     Cause.GPU: "dmesg on that node has the driver's message (NVRM: Xid); if it is always the same node, take it out",
     Cause.NCCL: "NCCL_DEBUG=INFO, set where Ray is started, names the network in the ranks' logs; check the links "
     "between the nodes, and NCCL_SOCKET_IFNAME",
+    Cause.SHARED_MEMORY: "remove what other programs have left in /dev/shm on that node, remount it larger, or give "
+    "the container a larger --shm-size",
     Cause.CRASHED: "its log in the run's logs/ ends with the stack; packages and driver should be of the pinned "
     "versions",
     Cause.ENGINE: "its log in the run's logs/ says why; often memory: a smaller rollout.memory_gib or "
@@ -84,7 +87,7 @@ GUESSES = re.compile(
 SILENCE = re.compile(r"connection error code|worker process has died(?!.*exit code)", re.DOTALL)
 """Ray's messages when it saw only the end of a connection; the second one if the text was cut off."""
 EXPLICIT: tuple[tuple[Cause, re.Pattern[str]], ...] = tuple(
-    (cause, re.compile(pattern, re.IGNORECASE | re.DOTALL))
+    (cause, re.compile(pattern, re.IGNORECASE))
     for cause, pattern in (
         (Cause.GPU_MEMORY, r"(?:CUDA|HIP) (?:error: )?out of memory|CUBLAS_STATUS_ALLOC_FAILED"),
         (Cause.MEMORY_MONITOR, r"memory monitor killed|running low on memory"),
@@ -98,7 +101,8 @@ EXPLICIT: tuple[tuple[Cause, re.Pattern[str]], ...] = tuple(
             r"AcceleratorError|(?:CUDA|cuDNN|Triton) error|(?:CUBLAS|CUDNN|CUSOLVER|CUSPARSE)_STATUS_|"
             r"unspecified launch failure|\bNVRM: Xid",
         ),
-        (Cause.CRASHED, r"SIGSEGV|SIGBUS|SIGILL|SIGFPE|SIGABRT|Segmentation fault|Bus error|Fatal Python error"),
+        (Cause.SHARED_MEMORY, r"SIGBUS|Bus error"),
+        (Cause.CRASHED, r"SIGSEGV|SIGILL|SIGFPE|SIGABRT|Segmentation fault|Fatal Python error"),
         (Cause.NODE, r"NodeDiedError|its node has died|node was terminated|node (?:is|was) (?:dead|lost)"),
         (Cause.ENGINE, r"\bvLLM failed"),
         (
@@ -108,7 +112,7 @@ EXPLICIT: tuple[tuple[Cause, re.Pattern[str]], ...] = tuple(
         (Cause.KILLED, r"SIG(?:KILL|TERM|INT|HUP)|\bsignal (?:1|2|9|15)\b|(?:code|status)[ :=]+(?:-9|-15|137|143)\b"),
     )
 )
-"""Patterns of messages that name a cause, the more specific first."""
+"""Patterns of messages that name a cause, within one line, the more specific first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +126,11 @@ class Diagnosis:
 def diagnose(facts: Facts) -> Diagnosis:
     """Derive the likely cause of a process's failure from facts about it."""
     cause = _cause(facts)
-    return Diagnosis(cause=cause, advice=ADVICE[cause])
+    advice = ADVICE[cause]
+    if cause is Cause.SHARED_MEMORY and facts.shared_memory is not None:
+        free, total = (count / 2**30 for count in facts.shared_memory)
+        advice = f"{free:.2f} of {total:.2f} GiB of /dev/shm are free now: {advice}"
+    return Diagnosis(cause=cause, advice=advice)
 
 
 def _cause(facts: Facts) -> Cause:

@@ -5,6 +5,7 @@ A value that cannot be read is None: a less certain diagnosis is better than a s
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import psutil
 
 VMSTAT = Path("/proc/vmstat")
+SHARED_MEMORY = Path("/dev/shm")
 CGROUP = Path("/sys/fs/cgroup")
 """In a container, the container's group; on a host the root group, which has no memory files."""
 LETTERS = {
@@ -47,6 +49,8 @@ class Facts:
     """Memory of its node, or of its container."""
     oom_kills_since_start: int | None = None
     """Processes that the kernel's OOM killer has killed since this one started."""
+    shared_memory: tuple[int, int] | None = None
+    """Free and all bytes of its node's ``/dev/shm``, now that it may have ended."""
     heartbeat_age_seconds: float | None = None
     """Seconds since its last heartbeat; a healthy process answers one even while it computes."""
     doing: str | None = None
@@ -86,6 +90,7 @@ def read_facts(
         host_available_bytes=available,
         host_total_bytes=total,
         oom_kills_since_start=oom_kills_since(oom_kills_before, cgroup),
+        shared_memory=shared_memory(),
         heartbeat_age_seconds=heartbeat_age_seconds,
         doing=doing,
         children_alive=all(map(is_alive, children)) if children else None,
@@ -133,6 +138,15 @@ def host_memory(cgroup: Path = CGROUP) -> tuple[int, int]:
     """Total and available bytes of this host, or of the container if its limit is lower."""
     host, (limit, left) = psutil.virtual_memory(), cgroup_memory(cgroup)
     return min(host.total, limit or host.total), host.available if left is None else min(host.available, left)
+
+
+def shared_memory(folder: Path = SHARED_MEMORY) -> tuple[int, int] | None:
+    """Free and all bytes of the shared memory; None if there is none."""
+    try:
+        found = shutil.disk_usage(folder)
+    except OSError:
+        return None
+    return found.free, found.total
 
 
 def cgroup_memory(group: Path) -> tuple[int | None, int | None]:

@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rlhf.recovery.facts import is_alive
+from rlhf.recovery.facts import SHARED_MEMORY, is_alive
 from rlhf.recovery.reaper import pid_namespace, remove
 
-SHARED_MEMORY = Path("/dev/shm")
 END_SECONDS = 2.0
 """How long a process may still write after it was killed."""
 

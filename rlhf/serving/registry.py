@@ -29,6 +29,7 @@ from rlhf.serving.ledger import Ledger, replay
 from rlhf.serving.registry_file import COLUMNS, SUBJECT, create_file, read_rows, require_registry
 from rlhf.storage.database import Database
 from rlhf.storage.hashing import Progress, no_progress
+from rlhf.unicode import encodable
 
 LONGEST_TEXT = 2000
 """Characters of a reason, a name or a key."""
@@ -231,7 +232,7 @@ class Registry:
     ) -> Artefact:
         """Add the entry that ``decide`` makes of the present state, in one transaction that excludes other writers."""
         # An argument in another encoding than UTF-8 has lone surrogates, which SQLite does not store.
-        who, why, operation = (text.encode(errors="backslashreplace").decode() for text in (who, why, operation))
+        who, why, operation = map(encodable, (who, why, operation))
         for name, text in (("who", who), ("why", why)):
             if not text.strip():
                 raise UserError(f"no {name} is given", "the audit says who did what, and why", f"--{name} TEXT")

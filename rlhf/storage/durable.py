@@ -9,14 +9,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rlhf.storage.write_errors import writing
+from rlhf.unicode import encodable
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` atomically: after a crash the file has either its old or its new content."""
+    """Write ``text`` to ``path`` atomically: after a crash the file has either its old or its new content.
+
+    What UTF-8 cannot encode is written as an escape, which in JSON is the same text.
+    """
     partial = path.with_name(path.name + ".partial")
     with writing(path):
         with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
+            file.write(encodable(text))
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

@@ -25,6 +25,7 @@ from typing import TextIO
 
 from rlhf.storage.lock_record import LockRecord, parse_record
 from rlhf.storage.locking import try_lock
+from rlhf.unicode import encodable
 
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
@@ -69,7 +70,7 @@ def machine_id() -> str:
 def end_process(message: str) -> None:
     """End this process at once, without another write to the folder."""
     with suppress(OSError):
-        os.write(sys.stderr.fileno(), f"{message}\n".encode())
+        os.write(sys.stderr.fileno(), encodable(f"{message}\n").encode())
     os._exit(3)
 
 

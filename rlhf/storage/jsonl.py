@@ -15,6 +15,7 @@ from rlhf.errors import UserError
 from rlhf.storage.locking import locked
 from rlhf.storage.reading import damaged
 from rlhf.storage.write_errors import writing
+from rlhf.unicode import encodable
 
 _BLOCK_BYTES = 64 * 2**10
 
@@ -37,8 +38,7 @@ def json_safe(value: Any) -> Any:
 def to_line(row: Mapping[str, Any]) -> str:
     """Encode a row as one line of JSON, with its line break, that is valid UTF-8."""
     line = json.dumps(json_safe(row), ensure_ascii=False, allow_nan=False) + "\n"
-    # UTF-8 cannot encode a lone surrogate: backslashreplace turns it into its JSON escape.
-    return line.encode(errors="backslashreplace").decode()
+    return encodable(line)
 
 
 def append_line(path: Path, row: Mapping[str, Any], is_shared: bool = False) -> None:

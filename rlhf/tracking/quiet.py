@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from rlhf.unicode import escape_in_output
+
 
 @contextmanager
 def quiet_framework_logs(log: Path) -> Iterator[TextIO]:
@@ -36,14 +38,20 @@ def quiet_framework_logs(log: Path) -> Iterator[TextIO]:
             os.close(saved)
 
 
-def redirect_output(log: Path) -> None:
-    """Append all further output of this process and its new children to ``log``."""
+def redirect_output(log: Path) -> int:
+    """Append all further output of this process and its new children to ``log``, whatever characters it has.
+
+    Returns the size of the file before, which others may have begun.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    begins = os.fstat(file).st_size
     _flush()
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)
+    escape_in_output()
+    return begins
 
 
 def _flush() -> None:

@@ -38,6 +38,21 @@ def check_kinds(run: RunFolder) -> None:
         require_folder(path, ASIDE)
 
 
+def check_first_answers(run: RunFolder, sizes: Mapping[str, int]) -> None:
+    """Check that a resumed stage has the answers before its first step, which can no longer be made.
+
+    Args:
+        sizes: as for ``check_record``.
+
+    Raises:
+        UserError: the file has another size than at the checkpoint, or is gone.
+    """
+    then, now = sizes.get(run.before.name, 0), run.before.stat().st_size if run.before.exists() else 0
+    if then not in (0, now):
+        fix = f"restore the file, or delete {run.path} to train the {run.stage} stage again"
+        raise damaged(run.before, f"has {now:,} bytes, and had {then:,} at the checkpoint", fix)
+
+
 def check_record(run: RunFolder, sizes: Mapping[str, int] | None = None) -> None:
     """Check the content of what a finished or resumed stage has recorded.
 

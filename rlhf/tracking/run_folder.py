@@ -7,10 +7,11 @@ deleted and never mixed with the next one. One process at a time writes to a sta
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -113,8 +114,9 @@ class RunFolder:
         write_atomically(self.config, config_yaml)
 
     def sizes(self) -> dict[str, int]:
-        """Flush ``metrics.jsonl`` and ``samples.jsonl`` to the disk; returns their sizes in bytes, for a checkpoint."""
-        return {file.name: _synced_size(file) for file in (self.metrics, self.samples)}
+        """Flush ``metrics.jsonl``, ``samples.jsonl`` and ``before.json``; returns their bytes, for a checkpoint."""
+        files = (self.metrics, self.samples, *([self.before] if self.before.exists() else []))
+        return {file.name: _synced_size(file) for file in files}
 
     def rewind(self, sizes: Mapping[str, int], step: int) -> tuple[LostRows, ...]:
         """Truncate ``metrics.jsonl`` and ``samples.jsonl`` to their ``sizes`` at a checkpoint after ``step`` steps.
@@ -217,6 +219,7 @@ class RunFolder:
         self.resumes = bool(committed(self.checkpoints))
         if self.resumes:
             self.logs.mkdir(exist_ok=True)
+            _require_writable([self.path, self.logs, self.metrics, self.samples, self.events, *self.logs.iterdir()])
             return
         if self.path.exists():
             self.path.rename(self._free_name())
@@ -351,6 +354,17 @@ def _written_model(folder: Path) -> Iterator[Path]:
                 "the rank that wrote them is on a node that does not share this folder",
                 "set runs_dir to a folder that all nodes share",
             )
+
+
+def _require_writable(paths: Iterable[Path]) -> None:
+    """Check what a resumed run appends to: another user may have begun it.
+
+    Raises:
+        PermissionError: something exists, and cannot be written to.
+    """
+    for path in paths:
+        if path.exists() and not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
 def _synced_size(file: Path) -> int:

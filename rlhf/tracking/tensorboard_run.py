@@ -13,6 +13,7 @@ from rlhf.storage.jsonl import json_safe
 from rlhf.tracking.histogram import Histograms
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.sink import Sink
+from rlhf.unicode import encodable
 
 FOLDER = "tensorboard"
 """Subfolder of the stage's folder."""
@@ -77,5 +78,5 @@ class TensorBoardRun(Sink):
 
 def _code(values: Mapping[str, Any]) -> str:
     """Format values as a Markdown code block, in which text written by models is not interpreted."""
-    text = json.dumps(json_safe(values), indent=1, ensure_ascii=False).encode(errors="backslashreplace").decode()
+    text = encodable(json.dumps(json_safe(values), indent=1, ensure_ascii=False))
     return "\n".join("    " + line for line in text.splitlines())

@@ -81,3 +81,13 @@ def test_the_files_of_a_recorded_process_are_removed(
 def test_a_recorded_process_is_alive(processes: tuple[Process, Process]) -> None:
     facts, _ = inspect_here([location(*processes)], dump=False)["policy rank 0"]
     assert facts.alive and facts.rss_bytes and facts.children_alive
+
+
+def test_a_cause_is_read_from_the_log_of_the_process_alone(processes: tuple[Process, Process], tmp_path: Path) -> None:
+    failure = "Traceback (most recent call last):\n" + '  File "x.py", line 1, in f\n' * 100 + "MemoryError\n"
+    (log := tmp_path / "log").write_text(failure)
+    where = replace(location(*processes), log=str(log))
+    assert "MemoryError" in inspect_here([where], dump=False)[where.name][1], "of a long traceback too"
+    assert inspect_here([replace(where, log_begins=len(failure))], dump=False)[where.name][1] == ""
+    log.write_text("MemoryError in sympy.parse\n")
+    assert inspect_here([where], dump=False)[where.name][1] == "", "a user's function has printed it"

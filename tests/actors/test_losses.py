@@ -13,6 +13,7 @@ from actors.supervisor import TOGETHER_SECONDS, Supervisor
 from actors.waiting import PhaseContext
 from rlhf.config.schema import Recipe, RecoveryConfig
 from rlhf.errors import LostError, MachineryError
+from rlhf.recovery.facts import Facts
 
 NAME, PEER = "policy rank 0", "policy rank 1"
 
@@ -129,3 +130,17 @@ def test_steps_give_restarts_back(monkeypatch: pytest.MonkeyPatch) -> None:
             run.clock.now += 60
             run.supervisor.step_done(step, 1.0)
     assert run.restarts == 0 and run.supervisor.goodput.restarts == 3
+
+
+def test_roles_that_are_lost_together_have_their_own_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {
+        ENGINE: Facts(alive=False),
+        NAME: Facts(alive=True, process_state="T"),
+        CRITIC: Facts(alive=True, process_state="T"),
+    }
+    monkeypatch.setattr("actors.incidents._examine", lambda records, error: found)
+    kinds = {"rollout engine": "actor_died", "policy": "actor_stalled", "critic": "actor_stalled"}
+    for kind in ("stalled", "died"):
+        run = Unwatched(monkeypatch, *found)
+        run.lose(*found, kind=kind)
+        assert {event["role"]: event["kind"] for event in run.events} == kinds

@@ -197,6 +197,8 @@ def test_an_agent_ends_before_the_program_that_runs_it_which_ends_with_the_rayle
 @pytest.mark.parametrize(
     ("code", "how"),
     [
+        (-signal.SIGBUS, "(SIGBUS): /dev/shm is full, or was; what to do: "),
+        (-signal.SIGBUS, " GiB of /dev/shm are free now: remove"),
         (-signal.SIGSEGV, "ended, killed by SIGSEGV; likely cause: it crashed in native code"),
         (-signal.SIGRTMIN - 1, "ended, killed by signal"),
         (1, "ended, exit code 1; likely cause: not known; what to do: see the logs of Ray in"),

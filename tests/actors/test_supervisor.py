@@ -221,7 +221,7 @@ def test_logs_on_a_file_server_that_hangs_do_not_keep_the_facts_back(
 ) -> None:
     watched = Watched(tmp_path)
     monkeypatch.setattr(inspection, "LOOK_SECONDS", 0.3)
-    monkeypatch.setattr(inspection, "_last_lines", lambda log: time.sleep(30))
+    monkeypatch.setattr(inspection, "_last_lines", lambda log, begins: time.sleep(30))
     found = inspection.inspect_here([watched.where], dump=False)
     facts_found, tail = found[NAME]
     assert facts_found.alive and facts_found.rss_bytes and tail == ""
@@ -229,9 +229,18 @@ def test_logs_on_a_file_server_that_hangs_do_not_keep_the_facts_back(
 
 def test_of_a_log_the_end_is_read(tmp_path: Path) -> None:
     (log := tmp_path / "log").write_text("x" * 2**17 + "\nSIGSEGV\nthe end\n")
-    assert inspection._last_lines(str(log)).splitlines()[-2:] == ["SIGSEGV", "the end"]
-    assert len(inspection._last_lines(str(log))) <= inspection.LAST_BYTES
-    assert inspection._last_lines("") == inspection._last_lines(str(tmp_path / "none")) == ""
+    assert inspection._last_lines(str(log), 0).splitlines()[-2:] == ["SIGSEGV", "the end"]
+    assert len(inspection._last_lines(str(log), 0)) <= inspection.LAST_BYTES
+    assert inspection._last_lines("", 0) == inspection._last_lines(str(tmp_path / "none"), 0) == ""
+
+
+def test_what_a_predecessor_wrote_to_a_log_is_not_read(tmp_path: Path) -> None:
+    (log := tmp_path / "log").write_text("SIGSEGV\n")
+    begins = os.path.getsize(log)
+    log.open("a").write("mine\n")
+    assert inspection._last_lines(str(log), begins) == "mine"
+    log.write_text("anew\n")
+    assert inspection._last_lines(str(log), begins) == "anew", "somebody has emptied it"
 
 
 def test_a_loss_of_nobody_is_one_of_a_result_and_the_next_one_one_of_all() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import ray
 from ray.experimental import get_object_locations
 
 from actors.cluster import worker_environment
+from actors.process import ProcessLocation
 from actors.waiting import AnswerDeadlines, PhaseContext, fetch
-from actors.worker import HEARTBEAT, Worker
+from actors.worker import HEARTBEAT, Worker, translate_failures
 from rlhf.config.schema import Recipe
-from rlhf.errors import LostError
+from rlhf.errors import LostError, MachineryError, RLHFError, UserError
 from rlhf.roles.block_result import BlockResult
 from rlhf.types import RolloutBlock
 from tests.actors.test_blocks import BLOCK
@@ -83,3 +85,25 @@ def test_a_lost_value_is_no_failure_of_the_worker_that_reads_it(worker: Any, fai
     with pytest.raises(LostError, match="lost, during score of step 2") as caught:
         fetch(task, "reward rank 0", CONTEXT, AnswerDeadlines(Recipe(name="x")))
     assert caught.value.names == ()
+
+
+class UserFailure(Role):
+    """A role whose scores end with a user's error of any text."""
+
+    def scores(self, block: RolloutBlock) -> BlockResult:
+        try:
+            raise ValueError("no number in \ud83d")
+        except ValueError as error:
+            raise UserError("scorer x failed", f"{error}", "correct it") from error
+
+    def fails(self) -> None:
+        raise ValueError("no number in \ud83d")
+
+
+@pytest.mark.parametrize(("method", "kind"), [("scores", UserError), ("fails", MachineryError)])
+def test_an_error_with_text_that_utf8_lacks_does_not_end_the_process(method: str, kind: type[RLHFError]) -> None:
+    where = ProcessLocation(name="reward rank 0", node="10.0.0.1", node_id="n", process=1)
+    with pytest.raises(kind) as caught, translate_failures(where, method):
+        getattr(UserFailure(), method)(*(BLOCK,) * (method == "scores"))
+    shown = "".join(traceback.format_exception(caught.value))  # which Ray sends
+    assert shown.encode() and "no number in \\ud83d" in shown

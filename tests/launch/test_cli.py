@@ -32,6 +32,8 @@ FILES = {
     "empty.jsonl": "",
     "bad.jsonl": '{"prompt": "a", "completion": " b"}\n{"prompt": "a", "completion": tru\n',
     "no_import.py": "import a_module_that_is_not_there\n",
+    "alarm.py": "import signal\nsignal.signal(signal.SIGUSR2, signal.SIG_DFL)\n"
+    "def score(prompts, responses):\n    return [0.0] * len(prompts)\n",
     "needs_rows.py": "def score(prompts, responses, rows):\n    return [0.0] * len(rows)\n",
 }
 
@@ -64,6 +66,12 @@ FILES = {
             ["rewards.judge.function={folder}/no_import.py:score"],
             ["a_module_that_is_not_there"],
             id="reward function that cannot be imported",
+        ),
+        pytest.param(
+            "ppo",
+            ["rewards.judge.function={folder}/alarm.py:score"],
+            ["main thread", "alarm.py:2", "timeout_seconds=None"],
+            id="reward function that can be imported in a main thread alone",
         ),
         pytest.param(
             "ppo",

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from rlhf.errors import MOST_PROBLEMS, LostError, UserError, raise_all
+from rlhf.errors import MOST_PROBLEMS, LostError, Stopped, UserError, Waiting, raise_all
 
 
 def test_nothing_wrong_raises_nothing():
@@ -41,3 +41,20 @@ def test_a_loss_tells_of_each_actor_what_concerns_it():
     assert error.of(two[:1]).told_of(two[:1]) == str(error), "its subject is reported nowhere else"
     assert LostError("an object is lost", two).told_of(two) == "an object is lost"
     assert (error.of(two, "stalled").kind, error.of(two).kind) == ("stalled", "died")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UserError("what \ud83d", "why \ud83d", "fix \ud83d"),
+        LostError("\ud83d", ("policy rank 0",), "died", "\ud83d"),
+        Stopped("\ud83d", "\ud83d"),
+        Waiting("\ud83d", "\ud83d"),
+    ],
+)
+def test_a_half_of_a_surrogate_pair_in_a_message_becomes_its_escape(error):
+    again = pickle.loads(pickle.dumps(error))
+    for each in (error, again):
+        assert "\\ud83d" in str(each) and str(each).isascii()
+        texts = [text for text in vars(each).values() if isinstance(text, str)]
+        assert all(text.isascii() for text in texts), "those that events.jsonl and the console get"

@@ -88,15 +88,27 @@ def test_a_number_out_of_range_is_named_with_its_place_and_limit(tmp_path: Path)
     path = tmp_path / "run.yaml"
     path.write_text("name: a\nppo: {optimizer: {lr: -1}, steps: 0}\nrewards: {x: {function: 'f:g', max_length: 0}}\n")
     with pytest.raises(UserError) as refused:
-        load_recipe(path, ["data.max_rows=0", "canaries.max_kl=1e300", "seed=-1", "dpo.optimizer.betas=[0.5, 1]"])
+        load_recipe(
+            path,
+            [
+                "data.max_rows=0",
+                "canaries.max_kl=1e300",
+                "seed=-1",
+                "dpo.optimizer.betas=[0.5, 1]",
+                "rollout.temperature=1e300",
+                "algorithm.clip_range=1e300",
+            ],
+        )
     message = str(refused.value)
     assert f"{path}:2: ppo.optimizer.lr = -1 is out of range\n  fix: choose a value: from 1e-12 to 10" in message
     assert "command line: canaries.max_kl = 1e+300 is out of range" in message
     assert "choose a value: above 0, and not beyond 3.4e+38" in message
+    assert "choose a value: from 0.01 to 100\n" in message, "and nothing of wider limits"
+    assert "choose a value: between 0 and 1, both excluded\n" in message
     assert "dpo.optimizer.betas = [0.5, 1] is out of range" in message
     for key in ("ppo.steps = 0", "data.max_rows = 0", "seed = -1", f"{path}:3: rewards.x.max_length = 0"):
         assert f"{key} is out of range" in message
-    assert "7 problems" in message
+    assert "9 problems" in message
 
 
 @pytest.mark.parametrize("value", ["3", 3.0, True, 2**32, None])

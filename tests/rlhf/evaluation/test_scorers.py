@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,12 @@ def failure(tmp_path: Path, body: str) -> UserError:
 
 
 @pytest.mark.parametrize(
-    "wrap", ["list({})", "tuple({})", "numpy.array({})", "torch.tensor({})", "[numpy.float32(x) for x in {}]"]
+    "wrap",
+    [
+        *("list({})", "tuple({})", "numpy.array({})", "torch.tensor({})", "[numpy.float32(x) for x in {}]"),
+        *("[torch.tensor(x) for x in {}]", "[torch.tensor(1.0 * x, requires_grad=True) for x in {}]"),
+        "[numpy.array(x) for x in {}]",
+    ],
 )
 def test_numbers_in_any_usual_list_are_taken(tmp_path: Path, wrap: str) -> None:
     values = wrap.format("[len(r) for r in responses]")
@@ -377,3 +383,16 @@ def test_only_the_functions_of_the_file_itself_are_listed(tmp_path: Path) -> Non
     with pytest.raises(UserError) as caught:
         scorer(tmp_path, body, "quality")
     assert caught.value.fix == "its functions are score"
+
+
+@pytest.mark.parametrize("library", ["signal.signal(signal.SIGUSR2, signal.SIG_DFL)", "raise ValueError(MATH_VERIFY)"])
+def test_what_an_alarm_cannot_do_in_a_thread_is_said_with_a_way_out(library: str, tmp_path: Path) -> None:
+    head = (
+        "import signal\nMATH_VERIFY = \"Math-Verify doesn't support threaded environment due to usage of "
+        'signal.alarm() in timeout mechanism"\n'
+    )
+    body = f"{head}def score(prompts, responses):\n    {library}\n"
+    with ThreadPoolExecutor() as thread, pytest.raises(UserError) as caught:
+        thread.submit(scorer(tmp_path, body), PROMPTS, RESPONSES).result()
+    assert "does not run in the main thread" in caught.value.why and "parsing_timeout=None" in caught.value.why
+    assert "main thread" not in failure(tmp_path, "raise ValueError('signal')").why

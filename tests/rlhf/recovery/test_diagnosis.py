@@ -49,11 +49,14 @@ MUTE = replace(IDLE, heartbeat_age_seconds=118.0)
         (replace(DEAD, exit_text=MONITOR, oom_kills_since_start=1), Cause.MEMORY_MONITOR),  # the kernel's was another
         (replace(DEAD, exit_text="NodeDiedError: Task failed because the node it was on is dead"), Cause.NODE),
         (replace(DEAD, exit_text=ENDED + "\n" + SEGFAULT), Cause.CRASHED),
+        (replace(DEAD, exit_text="Fatal Python error: Bus error\n\nThread 0x00007f"), Cause.SHARED_MEMORY),
+        (replace(DEAD, exit_text="killed by SIGBUS"), Cause.SHARED_MEMORY),
         (replace(DEAD, exit_text="*** SIGABRT received at time=1700000000 on cpu 1 ***"), Cause.CRASHED),
         (
             replace(DEAD, exit_text=RAY + "Worker exits with an exit code 1. The process receives a SIGTERM."),
             Cause.KILLED,
         ),
+        (replace(DEAD, exit_text="GLOO_SOCKET_IFNAME: lo\ncollective_rpc calls ['abort_receiving']"), Cause.UNKNOWN),
         (replace(DEAD, exit_text="died with <Signals.SIGKILL: 9>."), Cause.KILLED),
         (replace(DEAD, exit_text="exit code: -9"), Cause.KILLED),
         (replace(DEAD, exit_text=RAY + "Worker exits with an exit code 3."), Cause.UNKNOWN),
@@ -112,3 +115,9 @@ def test_settings_that_advice_names_exist() -> None:
                 value: object = recipe
                 for key in word.split("."):
                     value = getattr(value, key)
+
+
+def test_after_sigbus_the_free_shared_memory_is_told() -> None:
+    facts = replace(DEAD, exit_text="killed by SIGBUS", shared_memory=(2**28, 2**32))
+    assert diagnose(facts).advice.startswith("0.25 of 4.00 GiB of /dev/shm are free now: remove what")
+    assert "free now" not in diagnose(replace(facts, exit_text="SIGSEGV")).advice

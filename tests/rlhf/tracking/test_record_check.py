@@ -10,7 +10,7 @@ import pytest
 from rlhf.errors import UserError
 from rlhf.evaluation.comparison import write_answers
 from rlhf.tracking.metric_rows import read_metric_rows
-from rlhf.tracking.record_check import FILES, check_kinds, check_record
+from rlhf.tracking.record_check import FILES, check_first_answers, check_kinds, check_record
 from rlhf.tracking.run_folder import RunFolder
 
 METRICS = '{"step": 0, "train/loss": 2.5}\n{"step": 1, "train/loss": null}\n'
@@ -132,3 +132,17 @@ def test_rows_are_read_as_they_were_written(run: RunFolder, tmp_path: Path) -> N
 def test_a_folder_of_that_name_holds_no_rows(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read: Is a directory"):
         read_metric_rows(tmp_path)
+
+
+def test_first_answers_that_were_replaced_or_removed_are_refused(run: RunFolder) -> None:
+    """They can no longer be made, and fewer of them would compare fewer prompts."""
+    then = run.sizes()
+    check_first_answers(run, then)
+    check_first_answers(run, sizes(run))  # a checkpoint before there were any
+    run.before.write_text(json.dumps(["a"]))
+    with pytest.raises(UserError, match=r"before\.json has 5 bytes, and had 10 at the checkpoint") as caught:
+        check_first_answers(run, then)
+    assert f"delete {run.path}" in caught.value.fix
+    run.before.unlink()
+    with pytest.raises(UserError, match="has 0 bytes"):
+        check_first_answers(run, then)

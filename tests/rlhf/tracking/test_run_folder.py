@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -260,6 +261,20 @@ def test_an_attempt_with_a_checkpoint_resumes_in_its_folder(tmp_path: Path) -> N
         RunFolder.create(tmp_path, "ppo", "", "abc")
     run.release()
     assert sorted(path.name for path in tmp_path.iterdir()) == [".ppo.lock", "ppo"]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "logs/policy-0.log"])
+def test_files_of_another_user_are_refused_before_the_run_goes_on(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = interrupted(tmp_path)
+    (file := run.path / name).touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != file)
+    with pytest.raises(UserError, match="cannot write to") as caught:
+        RunFolder.create(tmp_path, "ppo", "new", "abc")
+    assert str(file) in caught.value.why
+    monkeypatch.undo()
+    assert RunFolder.create(tmp_path, "ppo", "new", "abc").resumes
 
 
 def test_without_a_committed_checkpoint_an_attempt_is_moved_aside(tmp_path: Path) -> None:
