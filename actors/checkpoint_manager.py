@@ -37,6 +37,8 @@ if TYPE_CHECKING:  # processes that read and write files import this module, and
     from rlhf.config.schema import Recipe
 
 SNAPSHOT, CHECKPOINT, RESTORE = "snapshot", "checkpoint", "restore"
+VERDICT_SECONDS = 5.0
+"""How long what watches Ray may take to notice a failure after its first effects."""
 REMOVAL_SECONDS = 60.0
 """Longest wait at the end of a stage for old checkpoints to be removed; the next command removes the rest."""
 HELD_OUT_LOSS = "eval/loss"
@@ -252,10 +254,21 @@ class CheckpointManager(Generic[State]):
             advice = "Check that the folder is writable and has space"
         self.tracker.event("checkpoint_failed", step=step, in_a_row=self._failures, error=reason)
         if self._failures >= self.config.failures:
+            if isinstance(cause, OSError) and not Path(str(cause.filename)).absolute().is_relative_to(
+                self.run.path.absolute()
+            ):
+                self._await_verdict()
             raise MachineryError(
                 f"checkpoints failed {self._failures} times in a row; the last, after step {step}: {reason}. "
                 f"{self.describe_last()} {advice}, and give the same command."
             ) from error
+
+    def _await_verdict(self) -> None:
+        """Give what watches Ray the time to end the run: a file that is not the run's may be one of Ray's session."""
+        ends = time.monotonic() + VERDICT_SECONDS
+        while time.monotonic() < ends:
+            self.supervisor.deadlines.check()
+            time.sleep(0.1)
 
     def _report_removals(self) -> None:
         for failure in self._removal.take_failures():

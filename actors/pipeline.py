@@ -80,6 +80,8 @@ def _resume(session: Session, stage: str, run: RunFolder) -> tuple[LostRows, ...
         deadlines = AnswerDeadlines(session.recipe, session.check)
         verify_on_nodes(checkpoint, session.recipe, deadlines, PhaseContext(phase="load"))
     lost = run.rewind(StageState.from_json(checkpoint.state()).sizes, checkpoint.step)
+    if not run.events.exists():  # the checkpoint was one
+        lost = (*lost, LostRows(file=run.events, before=None))
     run.accept(to_yaml(session.recipe))
     session.console.print(f"{stage}: resumes from {checkpoint.path}, after step {checkpoint.step}")
     return lost
@@ -114,9 +116,9 @@ def _own_errors(run: RunFolder) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise MachineryError(
-            f"{tell(error, run.path)}. {way_on(error)}, and give the same command: it resumes from the last checkpoint."
-        ) from error
+        begins = "resumes from the last checkpoint" if committed(run.checkpoints) else "starts this stage again"
+        what = f"{tell(error, run.path)}. {way_on(error)}"
+        raise MachineryError(f"{what}, and give the same command: it {begins}.") from error
 
 
 def _with_way_on(run: RunFolder, error: RLHFError) -> RLHFError:

@@ -28,6 +28,8 @@ END_SECONDS = 15.0
 """How long the main thread may take to end the command after Ray has failed."""
 POLL_SECONDS = 2.0
 """Interval at which a GCS of another host is greeted, and how long its reaction may take."""
+AGAIN_SECONDS = 0.5
+"""After which a missing file of Ray's session is looked for again."""
 STOPPED_SECONDS = 30.0
 """After which a process that is stopped, by a signal or a debugger, counts as lost: Ray waits for it for ever."""
 GCS_FRACTION = 0.75
@@ -133,7 +135,8 @@ class RayWatch:
         for handle in (*handles, reader):
             poller.register(handle, select.POLLIN | select.POLLHUP)
         while True:
-            ready = [handle for handle, _ in poller.poll(POLL_SECONDS * 1000)]
+            wait = POLL_SECONDS if missed is None else AGAIN_SECONDS
+            ready = [handle for handle, _ in poller.poll(wait * 1000)]
             if reader in ready:
                 return
             if ended := [handles[handle] for handle in ready]:

@@ -26,6 +26,7 @@ from rlhf.gpus import GPUS, gpu_named
 from rlhf.placement.machine import Machine, uses_gpus
 from rlhf.placement.pools import Strategy, pools
 from rlhf.retrieval.dataset import check_dataset_template
+from rlhf.storage.write_errors import unwritable
 from rlhf.tracking.wandb_run import resolve_mode
 from rlhf.validate import problems_of, validate
 
@@ -122,9 +123,7 @@ def _check_all_nodes_see(recipe: Recipe, command: Stage, on_gpus: bool) -> None:
     try:
         nodes = nodes_without_folder(runs, on_gpus, () if None in types else {kind for kind in types if kind})
     except OSError as error:
-        raise UserError(
-            f"cannot write to {runs}", str(error), "set runs_dir to a folder that you may write to"
-        ) from error
+        raise unwritable(runs, error) from error
     if nodes:
         raise UserError(
             f"runs_dir = {runs} is not the same folder on every node, and ranks write models and checkpoints there",

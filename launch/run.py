@@ -17,6 +17,7 @@ import typer
 from launch.options import Overrides, RecipePath, Run
 from rlhf.errors import UserError
 from rlhf.garbage import paused_collection
+from rlhf.storage.write_errors import unwritable
 from rlhf.unicode import encodable
 
 if TYPE_CHECKING:
@@ -189,7 +190,5 @@ def _log_of(root: Path, name: str) -> Path:
         log.parent.mkdir(parents=True, exist_ok=True)
         log.open("ab").close()  # an older one may be another user's, and the folder's file system read-only
     except OSError as error:
-        raise UserError(
-            f"cannot write to {root}", str(error), "set runs_dir to a folder that you may write to"
-        ) from error
+        raise unwritable(root, error) from error
     return log

@@ -17,6 +17,7 @@ import typer
 from launch.options import Overrides, RecipePath
 from rlhf.errors import UserError
 from rlhf.storage.folder_lock import FolderLock, LockedError
+from rlhf.storage.write_errors import unwritable
 
 if TYPE_CHECKING:
     from launch.cycle.plan import CyclePlan
@@ -92,8 +93,7 @@ def _locked(root: Path) -> Iterator[None]:
         why = f"a step is done once, and it is in use by {error.holder}"
         raise UserError(f"another command runs the cycle in {root}", why, fix) from None
     except OSError as error:
-        why = str(error.strerror)
-        raise UserError(f"cannot write to {root}", why, "set runs_dir to a folder that you may write to") from error
+        raise unwritable(root, error) from error
     try:
         sys.stdout.flush()
         yield

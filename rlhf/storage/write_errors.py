@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rlhf.errors import MachineryError, RLHFError, UserError
+
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Errors of a full file system, or of a user who has used all of a quota."""
 UNWRITABLE = (*FULL, errno.EROFS, errno.EIO, errno.EACCES)
@@ -59,6 +61,13 @@ def tell(error: OSError, default: Path | str) -> str:
 def way_on(error: OSError) -> str:
     """What to do about the error, as the beginning of a sentence."""
     return _WAYS_ON.get(error.errno or 0, "Check whether the disk is full or gone")
+
+
+def unwritable(folder: Path, error: OSError) -> RLHFError:
+    """The error of a command that cannot write to its folder: the user's, unless its disk is full or fails."""
+    if error.errno in (*FULL, errno.EIO):
+        return MachineryError(f"{tell(error, folder)}. {way_on(error)}, and give the same command")
+    return UserError(f"cannot write to {folder}", str(error), "set runs_dir to a folder that you may write to")
 
 
 def _named(number: int, name: object, text: str | None = None) -> OSError:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from rlhf.storage.jsonl import parsed
 
+RECORD_LOST = "record_lost"
+"""Kind of the event that tells of lost rows."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LostRows:
@@ -30,6 +33,16 @@ class LostRows:
         if self.before is None:
             return "its rows so far"
         return "the rows of step 0" if self.before == 1 else f"the rows of steps 0 to {self.before - 1}"
+
+
+def told_before(events: Path) -> set[LostRows]:
+    """What the events of a stage already tell of."""
+    try:
+        rows = [parsed(line) or {} for line in events.read_bytes().splitlines()]
+    except FileNotFoundError:
+        return set()
+    told = [row for row in rows if row.get("kind") == RECORD_LOST]
+    return {LostRows(file=events.with_name(Path(row["file"]).name), before=row["before_step"]) for row in told}
 
 
 def first_step(file: Path) -> int | None:

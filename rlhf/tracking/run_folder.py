@@ -26,6 +26,7 @@ from rlhf.storage.durable import sync, write_atomically, written_folder
 from rlhf.storage.folder_lock import FolderLock, LockedError
 from rlhf.storage.jsonl import json_safe
 from rlhf.storage.reading import damaged, read_json
+from rlhf.storage.write_errors import unwritable
 from rlhf.tracking.lost_rows import LostRows, first_step, size_before
 
 MODEL = "model"
@@ -84,6 +85,7 @@ class RunFolder:
 
         Raises:
             UserError: it is finished with another configuration, another process has locked it, or it is not writable.
+            MachineryError: its disk is full, or fails.
         """
         run = cls(root, stage)
         run._digest, run._data = digest, data
@@ -100,9 +102,7 @@ class RunFolder:
             raise
         except OSError as error:
             run.release()
-            raise UserError(
-                f"cannot write to {run.path}", str(error), "set runs_dir to a folder that you may write to"
-            ) from error
+            raise unwritable(run.path, error) from error
         return run
 
     def is_finished(self, digest: str) -> bool:
@@ -122,7 +122,8 @@ class RunFolder:
         """Truncate ``metrics.jsonl`` and ``samples.jsonl`` to their ``sizes`` at a checkpoint after ``step`` steps.
 
         Repeated steps are thus recorded once. ``events.jsonl`` is never truncated. A file that was deleted since, and
-        may have been begun anew, is cut before the rows of ``step``. Returns what such files lack.
+        may have been begun anew, is cut before the rows of ``step``, and so is one whose rows were put back. Returns what
+        files lack.
 
         Raises:
             UserError: a file is shorter than its size; then none is truncated.
@@ -130,10 +131,13 @@ class RunFolder:
         files = (self.metrics, self.samples)
         lost = {file: rows for file in files if (rows := self._lost_rows(file, sizes[file.name], step)) is not None}
         cuts = {
-            file: size_before(file, step) if file in lost else _checked_size(file, sizes[file.name]) for file in files
+            file: max(size_before(file, step), 0 if file in lost else _checked_size(file, sizes[file.name]))
+            for file in files
         }
         for file, size in cuts.items():
-            if file.exists():
+            if file in lost and not size:
+                file.unlink(missing_ok=True)  # an empty one would count as damaged the next time
+            elif file.exists():
                 os.truncate(file, size)
                 sync(file)
         return tuple(lost.values())

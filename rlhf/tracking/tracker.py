@@ -20,7 +20,7 @@ from rlhf.secrets import without_secrets
 from rlhf.storage.jsonl import append_line, json_safe, read_lines
 from rlhf.tracking.alerts import Alert, Alerts
 from rlhf.tracking.histogram import Histograms
-from rlhf.tracking.lost_rows import LostRows
+from rlhf.tracking.lost_rows import RECORD_LOST, LostRows, told_before
 from rlhf.tracking.metric_rows import read_metric_rows
 from rlhf.tracking.outcome import DONE, outcome, reason
 from rlhf.tracking.run_folder import RunFolder
@@ -54,7 +54,8 @@ class Tracker:
         self._run, self._recipe, self._show_line = run, recipe, show
         self._begun = {file for file in (run.metrics, run.samples, run.events) if file.exists()}
         """Files that exist unless somebody deletes them."""
-        self._lost = set[LostRows]()
+        self._told = told_before(run.events)
+        """Lost rows that are told, also by earlier commands."""
         self.timeline = Spans()
         """Spans of the calling process, the controller."""
         self._trace: TraceFile | None = TraceFile(run.trace)
@@ -128,11 +129,11 @@ class Tracker:
     def lost(self, lost: LostRows) -> None:
         """Warn once that somebody deleted a file of the record."""
         self._begun.discard(lost.file)
-        if lost in self._lost:
+        if lost in self._told:
             return
-        self._lost.add(lost)
-        self.event("record_lost", file=str(lost.file), before_step=lost.before, message=lost.text)
-        self._warn(Alert(kind="record_lost", title="A record was deleted", text=lost.text))
+        self._told.add(lost)
+        self.event(RECORD_LOST, file=str(lost.file), before_step=lost.before, message=lost.text)
+        self._warn(Alert(kind=RECORD_LOST, title="A record was deleted", text=lost.text))
         self._show_line(lost.text)
 
     def event(self, kind: str, **details: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import time
@@ -153,6 +154,16 @@ def test_a_full_disk_names_the_file_of_the_checkpoint(running: Running, monkeypa
     assert failed["error"].startswith(f"{file} cannot be written: No space left on device (") and str(file) in str(
         last.value
     )
+
+
+def test_a_file_that_is_not_the_runs_may_be_missed_because_ray_itself_has_failed(running: Running) -> None:
+    checkpoints = running.checkpoints
+    checkpoints._failures, running.stop = 2, True
+    with pytest.raises(Stopped):
+        checkpoints._failed(3, FileNotFoundError(errno.ENOENT, "gone", "/tmp/ray/session_1/logs/worker-1.out"))
+    checkpoints._failures = 2
+    with pytest.raises(MachineryError, match="failed 3 times"):
+        checkpoints._failed(3, OSError(errno.EIO, "broken", str(checkpoints.store.folder / "step_3")))
 
 
 def test_with_other_data_an_epoch_of_the_new_prompts_begins(running: Running) -> None:

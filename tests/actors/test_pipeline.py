@@ -63,7 +63,10 @@ def test_a_full_disk_names_the_file_that_could_not_be_written(stage: Stage) -> N
     except OSError as error:
         full = str(stage.fails(error))
     assert full.startswith(f"{stage.run.metrics} cannot be written: No space left on device (") and " free). " in full
-    assert "Free space there, or remove files" in full and full.endswith("it resumes from the last checkpoint.")
+    assert "Free space there, or remove files" in full and full.endswith("it starts this stage again.")
+    stage.commit(2)
+    told = str(stage.fails(OSError(errno.ENOSPC, "No space left on device")))
+    assert told.endswith("it resumes from the last checkpoint.")
     told = str(stage.fails(OSError(errno.EROFS, "Read-only file system", "/runs/x/status.json")))
     assert told.startswith("/runs/x/status.json cannot be written: Read-only file system. The file system is mounted")
     assert str(stage.fails(OSError(errno.EIO, "I/O error"))).startswith(f"{stage.run.path} cannot be written or read")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from rlhf.checkpoints.store import CheckpointStore
-from rlhf.errors import UserError
+from rlhf.errors import MachineryError, RLHFError, UserError
 from rlhf.storage.jsonl import append_line, read_lines
+from rlhf.tracking import run_folder
 from rlhf.tracking.run_folder import RunFolder
 
 
@@ -337,6 +339,36 @@ def test_a_record_that_was_begun_anew_is_cut_at_the_step_and_not_at_the_size_of_
     run.samples.write_text('{"step": 1}\n{"step": 2}\n')
     assert run.rewind({"metrics.jsonl": 24, "samples.jsonl": 12}, 2) == (), "the first step had no sample"
     assert run.samples.read_text() == '{"step": 1}\n'
+
+
+def test_a_record_without_rows_of_earlier_steps_is_lost_however_often_the_run_is_rewound(tmp_path: Path) -> None:
+    run, sizes = interrupted(tmp_path), {"metrics.jsonl": 24, "samples.jsonl": 0}
+    run.metrics.write_text('{"step": 2}\n{"step": 3}\n')
+    for _ in range(3):
+        [lost] = run.rewind(sizes, 2)
+        assert (lost.file, lost.before) == (run.metrics, 2)
+
+
+def test_rows_that_were_put_back_are_kept(tmp_path: Path) -> None:
+    """The checkpoint knows the size of the file that was begun anew, which is shorter."""
+    run = interrupted(tmp_path)
+    run.metrics.write_text("".join(f'{{"step": {step}}}\n' for step in range(5)))
+    assert run.rewind({"metrics.jsonl": 18, "samples.jsonl": 0}, 4) == ()
+    assert [row["step"] for row in read_lines(run.metrics)] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "way_on"), [(errno.ENOSPC, MachineryError, "Free space"), (errno.EROFS, UserError, "runs_dir")]
+)
+def test_a_full_disk_is_not_a_wrong_setting(
+    number: int, kind: type[RLHFError], way_on: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, text: str) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(run_folder, "write_atomically", fail)
+    with pytest.raises(kind, match=way_on):
+        RunFolder.create(tmp_path, "ppo", "new", "abc")
 
 
 def test_an_attempt_that_is_discarded_keeps_its_checkpoints(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from rlhf.config.schema import AlertConfig, Recipe, TrackingConfig
 from rlhf.storage.jsonl import read_lines
+from rlhf.tracking.lost_rows import LostRows
 from rlhf.tracking.run_folder import RunFolder
 from rlhf.tracking.tracker import Tracker
 from tests.rlhf.tracking.rows import sample
@@ -94,6 +95,10 @@ def test_a_record_that_is_deleted_while_the_run_goes_on_is_begun_anew_with_one_w
     for rows in run.rewind({"metrics.jsonl": 999, "samples.jsonl": 999}, 2):
         tracker.lost(rows)
     assert len(shown) == 2, "it was told before"
+    resumed = Tracker(run, RECIPE, shown.append)
+    for file in (run.metrics, run.samples):
+        resumed.lost(LostRows(file=file, before=2))
+    assert len(shown) == 2, "an earlier command told of it"
 
 
 def test_deleted_events_are_begun_anew_with_a_warning(run: RunFolder) -> None:
