@@ -254,9 +254,8 @@ class CheckpointManager(Generic[State]):
             advice = "Check that the folder is writable and has space"
         self.tracker.event("checkpoint_failed", step=step, in_a_row=self._failures, error=reason)
         if self._failures >= self.config.failures:
-            if isinstance(cause, OSError) and not Path(str(cause.filename)).absolute().is_relative_to(
-                self.run.path.absolute()
-            ):
+            own = self.run.path.absolute()
+            if isinstance(cause, OSError) and not Path(str(cause.filename)).absolute().is_relative_to(own):
                 self._await_verdict()
             raise MachineryError(
                 f"checkpoints failed {self._failures} times in a row; the last, after step {step}: {reason}. "

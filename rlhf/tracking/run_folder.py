@@ -122,8 +122,8 @@ class RunFolder:
         """Truncate ``metrics.jsonl`` and ``samples.jsonl`` to their ``sizes`` at a checkpoint after ``step`` steps.
 
         Repeated steps are thus recorded once. ``events.jsonl`` is never truncated. A file that was deleted since, and
-        may have been begun anew, is cut before the rows of ``step``, and so is one whose rows were put back. Returns what
-        files lack.
+        may have been begun anew, is cut before the rows of ``step``, and so is one whose rows were put back. Returns
+        what files lack.
 
         Raises:
             UserError: a file is shorter than its size; then none is truncated.
