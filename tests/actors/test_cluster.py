@@ -300,6 +300,7 @@ def command(tmp_path: Path, token: Path) -> Iterator[Command]:
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen([sys.executable, "-c", LIVES], cwd=ROOT, env=environment, process_group=0, **pipes)
     assert process.stdout is not None
+    assert process.stdout.readline() == "reading the recipe and the data\n"
     found = Command(process=process, all=json.loads(process.stdout.readline()), folder=tmp_path)
     assert len(list(tmp_path.glob("rlhf-weights-*"))) == 1
     yield found
