@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from actors.rollout import BlockSummary
 from actors.session import Session
 from actors.supervisor import Supervisor
 from actors.waiting import PhaseContext
-from rlhf.tracking.console import Report
+from rlhf.tracking.console import Report, ignore_progress
 from rlhf.types import FinishReason, Prompt, RolloutBlock
 
 
@@ -142,10 +142,6 @@ def _unrecorded(kind: str, **details: object) -> None:
     """Print quarantined prompts; the command records no events, and the supervisor prints failures itself."""
     if kind == "sample_set_aside":
         print(f"no answer to prompt {details['prompt']}: {details['reason']}", file=sys.stderr, flush=True)
-
-
-def ignore_progress(done: int, numbers: Mapping[str, float | str]) -> None:
-    """Progress report that shows nothing."""
 
 
 def answers_of(engines: Engines, indices: Sequence[int], tokenizer_folder: Path, report: Report) -> list[str]:

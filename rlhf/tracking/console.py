@@ -47,7 +47,7 @@ class Console:
         Within the display of another stage nothing is shown: there is one bar at a time.
         """
         if self._is_busy:
-            yield _ignore
+            yield ignore_progress
             return
         self._is_busy = True
         try:
@@ -116,7 +116,7 @@ Report = Callable[[int, Mapping[str, Number]], None]
 """``report(done, numbers)``: steps done so far, and name to value in the order of display."""
 
 
-def _ignore(done: int, numbers: Mapping[str, Number]) -> None:
+def ignore_progress(done: int, numbers: Mapping[str, Number]) -> None:
     """A report that shows nothing."""
 
 

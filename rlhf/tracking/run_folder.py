@@ -129,11 +129,13 @@ class RunFolder:
             UserError: a file is shorter than its size; then none is truncated.
         """
         files = (self.metrics, self.samples)
-        lost = {file: rows for file in files if (rows := self._lost_rows(file, sizes[file.name], step)) is not None}
-        cuts = {
-            file: max(size_before(file, step), 0 if file in lost else _checked_size(file, sizes[file.name]))
+        kept = {file: size_before(file, step) for file in files}
+        lost = {
+            file: rows
             for file in files
+            if (rows := self._lost_rows(file, sizes[file.name], step, kept[file])) is not None
         }
+        cuts = {file: max(kept[file], 0 if file in lost else _checked_size(file, sizes[file.name])) for file in files}
         for file, size in cuts.items():
             if file in lost and not size:
                 file.unlink(missing_ok=True)  # an empty one would count as damaged the next time
@@ -142,15 +144,18 @@ class RunFolder:
                 sync(file)
         return tuple(lost.values())
 
-    def _lost_rows(self, file: Path, size: int, step: int) -> LostRows | None:
-        """The rows that a file lacks because it was deleted; None if none. It had ``size`` bytes at the checkpoint."""
+    def _lost_rows(self, file: Path, size: int, step: int, kept: int) -> LostRows | None:
+        """The rows that a file lacks because it was deleted; None if none.
+
+        It had ``size`` bytes at the checkpoint, and has ``kept`` bytes of rows before ``step``.
+        """
         if not size:
             return None
         if not file.exists():
             return LostRows(file=file, before=step)
         begins = first_step(file)
         is_sparse = file == self.samples  # a step may have none
-        if not begins or (is_sparse and size_before(file, step) == size):
+        if not begins or (is_sparse and kept == size):
             return None
         return LostRows(file=file, before=min(begins, step))
 

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from actors import answering
-from actors.answering import _unrecorded, answers_of, ignore_progress, running_engines
+from actors.answering import _unrecorded, answers_of, running_engines
 from actors.rollout import BlockSummary
 from actors.supervisor import Supervisor
 from actors.waiting import PhaseContext
 from rlhf.config.schema import Recipe, RecoveryConfig
 from rlhf.errors import LostError, MachineryError
+from rlhf.tracking.console import ignore_progress
 
 TOLD = (
     BlockSummary(stream="", tokens=0, positions=(3, 0), set_aside=(), faults=()),
