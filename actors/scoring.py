@@ -29,6 +29,9 @@ from rlhf.roles.assemble import ResultSpec, ScoredUnit
 UNITS_PER_RANK = 2
 """Fewest units of a step for each set of ranks that takes them in turn, even if rows stay empty: with fewer, scoring
 would begin late and its end leave ranks idle. Under ZeRO-3 one set has all ranks, and each unit gathers the model."""
+FEWEST_TOKENS = 2048
+"""Fewest tokens that fill a unit for each data-parallel rank: of shorter rows it gets several, because a call of an
+actor costs milliseconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,14 +54,14 @@ class ScoringMethod:
 
     @classmethod
     def by_role(cls, group: Group, method: str, result_spec: ResultSpec, role: RoleConfig | None) -> Self:
-        """Scorer whose units fill one row of each data-parallel rank that gets them.
+        """Scorer whose units fill a row, or several short ones, of each data-parallel rank that gets them.
 
         Without a ``role``, a function or a service scores, and gets every block at once.
         """
         if role is None:
             return cls(group=group, method=method, result_spec=result_spec)
         ranks = forward_ranks(role)
-        tokens = role.micro_batch_tokens * (ranks // model_parallel_size(role))
+        tokens = max(role.micro_batch_tokens, FEWEST_TOKENS) * (ranks // model_parallel_size(role))
         return cls(group=group, method=method, result_spec=result_spec, unit_tokens=tokens, unit_ranks=ranks)
 
 

@@ -27,6 +27,7 @@ from rlhf.device import release_cache
 from rlhf.errors import NonFiniteError
 from rlhf.models.linear import use_onednn
 from rlhf.models.lora import adapters, merged, parts, plain_tensors
+from rlhf.models.norm_rotary import use_formulas
 from rlhf.models.stored import dtype_of, shape_of, stored_tensors
 from rlhf.placement.parallelism import model_parallel_size
 from rlhf.placement.pools import Part
@@ -86,6 +87,7 @@ class ZeroEngine:
             else:
                 network.to(device)
             use_onednn(network)
+            use_formulas(network)
             self.offloader = Offloader(network, device)
             return
         network.train()  # gradient checkpointing needs training mode; dropout is off in both modes
@@ -96,6 +98,7 @@ class ZeroEngine:
             network.to(device)
         self.engine = self._initialize(role, optimizer.max_grad_norm, optimizer=adam, lr_scheduler=schedule)
         use_onednn(network)
+        use_formulas(network)
         self.offloader = Offloader(network, device, self.engine.optimizer, adam)
 
     def _initialize(self, role: RoleConfig, max_grad_norm: float = 0.0, **training: Any) -> Any:

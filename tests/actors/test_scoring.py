@@ -20,7 +20,7 @@ from actors.group import Group
 from actors.placement import Placement
 from actors.rollout import BlockSummary
 from actors.run_actors import RunActors
-from actors.scoring import ScoredBlocks, Scoring, ScoringMethod
+from actors.scoring import FEWEST_TOKENS, ScoredBlocks, Scoring, ScoringMethod
 from actors.supervisor import Supervisor
 from actors.waiting import PhaseContext
 from rlhf.config.schema import EarlyStopConfig, PlacementConfig, Recipe, RecoveryConfig, RewardSourceConfig, RoleConfig
@@ -40,7 +40,7 @@ RANKS = {"policy": 1, "critic": 1, "reference": 1, "reward": 2, "judge": 2}
 
 ZERO_3 = RoleConfig(ranks=2, zero_stage=3, micro_batch_tokens=8)
 """The reward's and the judge's: both ranks get every unit, and each scores a part of it."""
-BIG = 1000
+BIG = 2 * FEWEST_TOKENS
 """Tokens of a block that fills every unit alone."""
 
 
@@ -252,6 +252,16 @@ def test_neighbours_in_a_stream_are_scored_together_as_many_as_fill_a_row(actors
     sizes, streams = [4, 3, 4, 6, 3, 1], ["a", "b", "a", "a", "b", "a"]
     assert small.units("reference", sizes, streams, unit_tokens=10) == [(0, 2), (3,), (5, 1, 4)]
     assert small.asked() == ["reference: unit [0, 2]", "reference: unit [3]", "reference: unit [5, 1, 4]"]
+
+
+@pytest.mark.parametrize(
+    ("budget", "ranks", "stage", "tokens"), [(320, 4, 1, 2048), (4096, 4, 1, 4096), (320, 2, 3, 4096)]
+)
+def test_a_unit_of_short_rows_has_several_for_each_rank(budget: int, ranks: int, stage: Any, tokens: int) -> None:
+    """2,048 tokens for each rank that gets a part: one rank, or under ZeRO-3 all."""
+    role = RoleConfig(ranks=ranks, zero_stage=stage, micro_batch_tokens=budget)
+    group: Any = None
+    assert ScoringMethod.by_role(group, "scores", ResultSpec(kind="score"), role).unit_tokens == tokens
 
 
 def test_a_small_step_has_units_of_fewer_samples_so_that_all_ranks_have_work(actors: Any) -> None:

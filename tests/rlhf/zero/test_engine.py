@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from rlhf.config.schema import OptimizerConfig, RoleConfig
 from rlhf.errors import MachineryError
@@ -116,18 +118,19 @@ def test_updates_too_small_for_bfloat16_add_up(stage: int, two_ranks: Crew) -> N
 
 
 class Wide(nn.Module):
-    """Two layers that are wide enough for oneDNN, of which one reads the other's output."""
+    """Two layers that are wide enough for oneDNN, of which one reads the other's output behind a norm."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.inner, self.outer = nn.Linear(NARROWEST, NARROWEST), nn.Linear(NARROWEST, NARROWEST, bias=False)
+        self.norm = LlamaRMSNorm(NARROWEST)
 
     def external_parameters(self) -> list[nn.Parameter]:
         return []
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.outer(self.inner(x).tanh()).square().sum()
+        return self.outer(self.norm(self.inner(x).tanh())).square().sum()
 
 
 def wide_rows() -> list[Tensor]:
@@ -147,16 +150,18 @@ def train_wide(rank: Rank, stage: int) -> tuple[float, list[Tensor], set[str]]:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_wide_layers_are_trained_by_onednn_as_by_pytorch(stage: int, two_ranks: Crew) -> None:
-    """Against the same network without DeepSpeed and oneDNN, in float64: Adam's step is lr · g / (|g| + 1)."""
+def test_wide_layers_and_norms_are_trained_as_by_pytorch(stage: int, two_ranks: Crew) -> None:
+    """Against the same network in plain PyTorch and float64: Adam's step is lr · g / (|g| + 1)."""
     network = Wide().double()
+    norm_of = partial(nn.functional.rms_norm, normalized_shape=(NARROWEST,), eps=network.norm.variance_epsilon)
+    network.norm.forward = lambda x: norm_of(x, weight=network.norm.weight)
     expected = [p.detach().clone() for p in network.parameters()]
     (sum(network(rows.double()) for rows in wide_rows()) / 1000).backward()
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
     for value, gradient in zip(expected, gradients, strict=True):
         value -= PLAIN.lr * gradient / (gradient.abs() + 1)
     for norm, weights, operations in two_ranks.run(train_wide, stage):
-        assert "mkldnn::_linear_pointwise" in operations
+        assert {"mkldnn::_linear_pointwise", "_RmsNormBackward"} <= operations
         assert norm == pytest.approx(float(torch.nn.utils.get_total_norm(gradients)), rel=1e-5)
         for found, value in zip(weights, expected, strict=True):
             torch.testing.assert_close(found.double(), value, rtol=1e-5, atol=1e-5)
