@@ -57,8 +57,8 @@ MALLOC = ":".join(
     for name, value in {
         "hugetlb": 1,  # 2 MiB pages: page faults cost up to 20% of a pass with 4 KiB pages
         "arena_max": 1,  # one arena: per-thread arenas do not use huge pages
-        "mmap_threshold": 32 * 2**20,  # tensors below 32 MiB use the arena
-        "trim_threshold": 256 * 2**20,  # keep up to 256 MiB free for reuse
+        "mmap_max": 0,  # large tensors use the arena too: each new mapping would be filled with zeros again
+        "trim_threshold": 2**30,  # keep up to 1 GiB free for reuse
     }.items()
 )
 """Settings of glibc's malloc in actors, for large tensors that are often allocated and freed (docs/results.md)."""
