@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -406,9 +407,9 @@ def fill():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.empty(2**24).fill_(1)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-print(fill(), fill(), fill())
+print(*(fill() for _ in range(30)))
 """
-"""Page faults of three tensors of 64 MiB, each of which is freed before the next: at most 16,384 with 4 KiB pages."""
+"""Page faults of tensors of 64 MiB, each of which is freed before the next. Pages have 4 KiB or 2 MiB."""
 
 
 def test_actors_reuse_the_memory_of_large_tensors() -> None:
@@ -416,5 +417,4 @@ def test_actors_reuse_the_memory_of_large_tensors() -> None:
     done = subprocess.run(
         [sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, timeout=120, check=True
     )
-    _, *later = map(int, done.stdout.split())
-    assert max(later) < 10
+    assert median(map(int, done.stdout.split())) < 5
