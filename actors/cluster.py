@@ -61,7 +61,7 @@ MALLOC = ":".join(
         "trim_threshold": 2**30,  # keep up to 1 GiB free for reuse
     }.items()
 )
-"""Settings of glibc's malloc in actors, for large tensors that are often allocated and freed (docs/results.md)."""
+"""Settings of glibc's malloc in actors, for large tensors that are often allocated and freed (docs/performance.md)."""
 
 INLINED_BYTES = 1000
 """Largest result that an actor returns in its message; larger ones stay in the object store of the actor's node.

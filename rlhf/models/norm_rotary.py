@@ -115,9 +115,13 @@ def _rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int =
         rotated: tuple[Tensor, Tensor] = _ROTATIONS[ROTARY](q, k, cos, sin, unsqueeze_dim)
         return rotated
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-    if torch.is_grad_enabled():
-        return _Rotary.apply(q, cos, sin), _Rotary.apply(k, cos, sin)
-    return _rotate(q, cos, *_halves(sin), -1), _rotate(k, cos, *_halves(sin), -1)
+    turn = _Rotary.apply if torch.is_grad_enabled() else _turn
+    return turn(q, cos, sin), turn(k, cos, sin)
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """y₁ = x₁ cos₁ − x₂ sin₁ and y₂ = x₂ cos₂ + x₁ sin₂."""
+    return _rotate(x, cos, *_halves(sin), -1)
 
 
 def _rotate(x: Tensor, cos: Tensor, first: Tensor, second: Tensor, sign: int) -> Tensor:
@@ -136,12 +140,12 @@ def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Rotary(torch.autograd.Function):
-    """y₁ = x₁ cos₁ − x₂ sin₁ and y₂ = x₂ cos₂ + x₁ sin₂; the gradient is the transposed map."""
+    """``_turn``; the gradient is the transposed map."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _rotate(x, cos, *_halves(sin), -1)
+        return _turn(x, cos, sin)
 
     @staticmethod
     @once_differentiable

@@ -76,7 +76,7 @@ def test_a_frozen_norm_gets_no_gradient_and_an_input_without_gradient_none() -> 
 
 
 class Rotated(nn.Module):
-    """An attention layer that only rotates; its class has the module of Llama's, and so its global names."""
+    """An attention layer that only rotates; this module has the global names of Llama's."""
 
     def forward(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, at: int) -> tuple[Tensor, Tensor]:
         return apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=at)
