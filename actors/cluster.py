@@ -38,8 +38,6 @@ LOCAL = "127.0.0.1"
 OWN_RAY = {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
 """Variables of a local Ray's processes. Ray replaces 127.0.0.1 by the host's external address, unless it believes that
 clusters are not supported here."""
-OBJECT_STORE_BYTES = 512 * 2**20
-"""Object store of a local Ray without GPUs: several times the largest batch of a run on CPUs."""
 
 GPU_TYPE = "accelerator_type:"
 """Prefix of the resource that names the type of a node's GPUs."""
@@ -85,9 +83,7 @@ SPILLED = ray_constants.DEFAULT_OBJECT_PREFIX
 
 
 @contextmanager
-def cluster(
-    address: str | None, has_gpus: bool, watch: RayWatch | None = None, sessions: Collection[int] = ()
-) -> Iterator[None]:
+def cluster(address: str | None, watch: RayWatch | None = None, sessions: Collection[int] = ()) -> Iterator[None]:
     """Context in which Ray is available.
 
     Without ``address``, a local Ray is started, unless Ray is initialised already: it listens on 127.0.0.1, without a
@@ -99,7 +95,7 @@ def cluster(
         sessions: sessions of other processes that end with a local Ray: its actors', if they are forked ahead of it.
     """
     if address is None and not ray.is_initialized():
-        with _own_ray(has_gpus, watch, sessions):
+        with _own_ray(watch, sessions):
             yield
         return
     if address is not None:
@@ -112,13 +108,13 @@ def cluster(
 
 
 @contextmanager
-def _own_ray(has_gpus: bool, watch: RayWatch | None, others: Collection[int]) -> Iterator[None]:
+def _own_ray(watch: RayWatch | None, others: Collection[int]) -> Iterator[None]:
     """Context of a local Ray, whose processes are ended with it, or by a process that outlives this one."""
     reaper, is_up = Reaper(folders()), False
     try:
         for session in others:
             reaper.add_session(session)
-        _start_own(has_gpus, reaper)
+        _start_own(reaper)
         is_up = True
         reaper.add_spilled(f"{_node().get_session_dir_path()}/{SPILLED}_*")
         needed = [each for each in _own_processes() if each.name in NEEDED.values()]
@@ -214,7 +210,7 @@ def _prepare_to_join(address: str) -> None:
     socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
 
 
-def _start_own(has_gpus: bool, reaper: Reaper) -> None:
+def _start_own(reaper: Reaper) -> None:
     """Start a local Ray; the reaper learns of each of its processes."""
     os.environ.update(OWN_RAY)
     ray_constants.ENABLE_RAY_CLUSTER = False
@@ -227,7 +223,6 @@ def _start_own(has_gpus: bool, reaper: Reaper) -> None:
             "local",  # start a new one even if another user's runs on this machine
             _node_ip_address=LOCAL,
             include_dashboard=False,
-            object_store_memory=None if has_gpus else OBJECT_STORE_BYTES,
             _system_config={
                 "prestart_worker_first_driver": False,  # one process per core, which no actor here can use
                 "worker_register_timeout_seconds": REGISTER_SECONDS,

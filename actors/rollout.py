@@ -170,9 +170,9 @@ class RolloutActor:
             content: (bytes,) content of the chunk's file, if that is on another host.
             seconds: longest wait for the sender, if all engines receive together.
         """
-        from rlhf.weights.shared_memory import local_copy
+        from rlhf.weights.shared_memory import is_here, local_copy
 
-        if content is None and not os.path.exists(update_info.get("path", "/")):
+        if content is None and "path" in update_info and not is_here(update_info):
             return False
         with nullcontext(update_info) if content is None else local_copy(update_info, content) as chunk:
             await self._named("publish", self.engine.update(chunk, seconds))

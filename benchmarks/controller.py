@@ -228,7 +228,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, nargs="+", default=[25_000, 50_000, 100_000])
     parser.add_argument("--ranks", type=int, default=256, help="ranks of each role, which two actors stand for")
     options = parser.parse_args()
-    with cluster(None, has_gpus=False), tempfile.TemporaryDirectory() as folder:
+    with cluster(None), tempfile.TemporaryDirectory() as folder:
         simulation = Simulation(options.ranks, Path(folder))
         simulation.step(PER_PROMPT * options.ranks)
         for samples in options.samples:

@@ -107,7 +107,7 @@ def main() -> int:
     shutil.rmtree(FOLDER, ignore_errors=True)  # finished stages would be skipped and old numbers shown
     _write_data(FOLDER / "data.jsonl")
     try:
-        with quiet_framework_logs(FOLDER / "logs" / "driver.log") as stdout, cluster(None, has_gpus=True):
+        with quiet_framework_logs(FOLDER / "logs" / "driver.log") as stdout, cluster(None):
             console = Console(stdout)
             session = Session(recipe=recipe(), console=console, device="cuda", gpus=torch.cuda.device_count())
             run_stage(session, "sft")

@@ -74,7 +74,7 @@ def node_sizes(
             "the sizes of memory and volumes follow from it",
             "give object_store_gib=..., or a model folder with a config.json",
         )
-    store = object_store or store_for(needs.snapshots + needs.weights)
+    store = object_store or store_for(needs.snapshots)
     memory = needs.host + store - needs.snapshots
     return NodeSizes(workers=count, object_store=store, memory=memory, runs=needs.room.total)
 

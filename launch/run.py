@@ -110,8 +110,8 @@ def run_work(
             session.stop.notice = session.last_resort.show
             go = _load(load, session, new)
             is_finished = command != "generate" and session.is_finished(command)
-            address, has_gpus = recipe.placement.ray_address, device == "cuda"
-            ray = nullcontext() if is_finished else cluster(address, has_gpus, session.ray_watch, sessions)
+            address = recipe.placement.ray_address
+            ray = nullcontext() if is_finished else cluster(address, session.ray_watch, sessions)
             with ExitStack() as signals, ray:
                 signals.enter_context(session.stop.install())  # after Ray, which handles SIGTERM until it has ended
                 _go(go, session, new)

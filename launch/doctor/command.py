@@ -127,10 +127,10 @@ def _hardware(facts: Sequence[Any], cpus: Sequence[int]) -> Hardware:
 def _bench(recipe: Recipe | None, stage: Any, pins: Any, here: Any, hardware: Hardware) -> Bench:
     from launch.doctor.asking import answer
     from launch.doctor.examine import Bench
-    from launch.doctor.needs import OWN_STORE, needs_of
+    from launch.doctor.needs import needs_of
 
     needs = None if recipe is None else answer(partial(needs_of, recipe, stage, hardware), PLAN_SECONDS)
-    return Bench(pins=pins, here=here, needs=needs, own_store=0 if hardware.gpus else OWN_STORE)
+    return Bench(pins=pins, here=here, needs=needs)
 
 
 def _driver_rows(recipe: Recipe | None) -> list[Row]:

@@ -83,8 +83,6 @@ class Bench:
     """Versions on the machine that starts the run."""
     needs: Needs | Fault | None = None
     """Needs of the recipe; None without one."""
-    own_store: int = 0
-    """Object store of the Ray that a run would start here, if none runs."""
 
 
 def gather(asked: NodeRequest) -> NodeFacts:
@@ -133,13 +131,10 @@ def _hardware(facts: NodeFacts, joined: Joined | None) -> Found:
 
 def _memory(facts: NodeFacts, bench: Bench, joined: Joined | None) -> Found:
     needs, counted = bench.needs, None if joined is None else joined.counted
-    host, weights = (needs.host, needs.weights) if isinstance(needs, Needs) else (None, 0)
+    host = needs.host if isinstance(needs, Needs) else None
     yield "host memory", run_check(memory.check_host, facts.memory, needs if isinstance(needs, Fault) else host)
     yield "memory limit", run_check(memory.check_limit, facts.memory, None if counted is None else counted.memory)
-    yield (
-        "/dev/shm",
-        run_check(memory.check_shared, facts.memory, counted.store if counted else bench.own_store, weights),
-    )
+    yield "/dev/shm", run_check(memory.check_shared, facts.memory, None if counted is None else counted.store)
     if isinstance(needs, Needs) and counted is not None:
         yield "object store", run_check(memory.check_store, counted.store, needs.snapshots)
 

@@ -94,20 +94,20 @@ def check_limit(facts: NodeMemory, ray_counts: int | None) -> Finding:
     return ok(found)
 
 
-def check_shared(facts: NodeMemory, store: int, weights: int) -> Finding:
-    """Check that ``/dev/shm`` fits Ray's object store and, on CPUs, weights on their way to the engines.
+def check_shared(facts: NodeMemory, store: int | None) -> Finding:
+    """Check that ``/dev/shm`` fits Ray's object store.
 
     Args:
-        store: bytes of the object store; weights: bytes of a publish.
+        store: bytes of the object store; None if no Ray runs yet, which will take what there is.
     """
-    need = max(LEAST_SHARED, store + weights)
-    found = f"{gib(facts.shared_free)} free of {gib(facts.shared)}; object store {gib(store)}"
-    found += f", weights {gib(weights)}" if weights else ""
+    need = max(LEAST_SHARED, store or 0)
+    found = f"{gib(facts.shared_free)} free of {gib(facts.shared)}"
+    found += "" if store is None else f"; object store {gib(store)}"
     size = -(-need // GIB)
     if facts.shared < need:
         return failed(found, f"mount -o remount,size={size}g /dev/shm; in a container, --shm-size={size}g")
-    if facts.shared_free < weights:
-        return warning(found, "remove unused files in /dev/shm that killed runs left behind")
+    if store is None and facts.shared_free < need:
+        return warning(found, "remove unused files in /dev/shm: Ray would keep its objects on disk")
     return ok(found)
 
 

@@ -24,12 +24,9 @@ from rlhf.gpus import GPUS, gpu_named
 from rlhf.placement.machine import Machine, check_devices, choose_strategy
 from rlhf.placement.pools import NodeGPUs, OffloadMode, offload_modes, pools
 
-OWN_STORE = 512 * 2**20
-"""Object store of the Ray that a run starts on a machine without GPUs: ``OBJECT_STORE_BYTES`` of
-``actors/cluster.py``."""
 CHUNK = 256 * 2**20
-"""Chunk of weights in shared memory: ``CHUNK_BYTES`` of ``rlhf/weights/shared_memory.py``, which imports torch. There
-are two at a time."""
+"""Chunk of weights on its way to engines without GPUs: ``CHUNK_BYTES`` of ``rlhf/weights/shared_memory.py``, which
+imports torch. There are two at a time."""
 ENGINE_PROCESSES = 2
 """Processes per engine: its own, and its actor."""
 
@@ -62,8 +59,6 @@ class Needs:
     """Host memory: processes, offloaded state, snapshots; without GPUs also all models."""
     snapshots: int
     """Bytes of Ray's object store."""
-    weights: int
-    """Bytes of ``/dev/shm``, for weights on their way to engines without GPUs."""
     room: Room
 
 
@@ -83,7 +78,6 @@ def _needs(recipe: Recipe, stage: Stage, hardware: Hardware) -> Needs:
     return Needs(
         host=max(host + snapshots for host, snapshots in nodes),
         snapshots=max(snapshots for _, snapshots in nodes),
-        weights=2 * CHUNK if "ppo" in stages and not hardware.gpus else 0,
         room=_room(recipe, found, policy),
     )
 
@@ -130,7 +124,9 @@ def _rank(recipe: Recipe, stage: Stage, member: PlannedRole, hardware: Hardware,
     added = (
         bytes_of.pass_memory(member, recipe.model, tokens) if trains else bytes_of.scoring_memory(member, recipe.model)
     )
-    return held.total + added.activations + added.logits + (_bucket(member) if trains else 0)
+    bucket = _bucket(member) if trains else 0
+    chunks = min(2 * CHUNK, size_of(recipe.model.dtype) * member.parameters) if member.role == "policy" else 0
+    return held.total + added.activations + added.logits + bucket + (chunks if stage == "ppo" else 0)
 
 
 def _bucket(member: PlannedRole) -> int:

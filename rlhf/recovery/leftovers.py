@@ -6,8 +6,6 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from rlhf.recovery.facts import SHARED_MEMORY, is_alive
@@ -34,17 +32,6 @@ def roomy_folder(size: int) -> Path | None:
     """
     usable = os.access(SHARED_MEMORY, os.W_OK) and shutil.disk_usage(SHARED_MEMORY).free >= size
     return SHARED_MEMORY if usable else None
-
-
-@contextmanager
-def temporary_file(what: str, size: int) -> Iterator[Path]:
-    """Context with an empty file for ``size`` bytes. A program that cleans such folders may remove it first."""
-    handle, name = tempfile.mkstemp(dir=roomy_folder(size), prefix=prefix(what))
-    os.close(handle)
-    try:
-        yield Path(name)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def remove_leftovers(process: int) -> None:

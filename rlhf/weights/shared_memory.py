@@ -1,21 +1,24 @@
 """Weight transfer between processes without a GPU: a backend for vLLM's weight-transfer API.
 
-vLLM provides NCCL and CUDA IPC; this backend implements the same protocol over files in shared memory, in a few large
-chunks per transfer. For an engine on another host, the caller sends the content and opens it there as a ``local_copy``.
-The backend is registered through the entry point group ``vllm.general_plugins``, so that engine workers know it too.
+vLLM provides NCCL and CUDA IPC; this backend implements the same protocol over files in memory, in a few large chunks
+per transfer. For an engine on another host, the caller sends the content and opens it there as a ``local_copy``. The
+backend is registered through the entry point group ``vllm.general_plugins``, so that engine workers know it too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from itertools import cycle
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from vllm.distributed.weight_transfer.base import (
     TrainerInitInfo,
@@ -28,12 +31,38 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 
-from rlhf.recovery.leftovers import temporary_file
-from rlhf.storage.write_errors import writing
-
 NAME = "shared_memory"
 CHUNK_BYTES = 256 * 2**20
 """Size from which on a chunk is sent; a larger tensor forms a chunk by itself. Two chunks exist at a time."""
+
+
+class MemoryFile:
+    """A file without a place in any folder, which other processes of this host open through this one's descriptor.
+
+    Its memory stays until it is closed, or its process ends, however it ends. Content that replaces other content is
+    written to the same pages: the kernel clears those of a new file first, and a virtual machine may have to get them
+    from its host. In ``/dev/shm`` a container often has only 64 MiB.
+    """
+
+    def __init__(self) -> None:
+        self.name = f"rlhf-weights-{secrets.token_hex(8)}"
+        self._file = os.fdopen(os.memfd_create(self.name), "wb")
+
+    @property
+    def path(self) -> str:
+        """Path by which other processes open it."""
+        return f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
+
+    def write(self, parts: Iterable[NDArray[np.uint8]]) -> None:
+        """Replace its content by these bytes, end to end."""
+        self._file.seek(0)
+        for part in parts:
+            self._file.write(part.data)
+        self._file.truncate()
+
+    def close(self) -> None:
+        """Release its memory."""
+        self._file.close()
 
 
 @dataclass
@@ -50,9 +79,11 @@ class SharedMemoryTrainerInit(TrainerInitInfo):
 
 @dataclass
 class SharedMemoryUpdate(WeightTransferUpdateInfo):
-    """One chunk: a file and the tensors in it, end to end. ``dtypes`` are torch's names, such as ``float32``."""
+    """One chunk: a ``MemoryFile`` and the tensors in it, end to end. ``dtypes`` are torch's, such as ``float32``."""
 
     path: str
+    file: str
+    """Its name, which no other file has."""
     names: list[str]
     dtypes: list[str]
     shapes: list[list[int]]
@@ -102,6 +133,8 @@ class SharedMemorySender(TrainerWeightTransferEngine[SharedMemoryTrainerInit]):
     """
 
     init_info_cls = SharedMemoryTrainerInit
+    _files: tuple[MemoryFile, MemoryFile]
+    """For a chunk that is written, and the one before, which engines load."""
 
     @classmethod
     def trainer_init(
@@ -109,6 +142,7 @@ class SharedMemorySender(TrainerWeightTransferEngine[SharedMemoryTrainerInit]):
     ) -> Self:
         """Create the sender, and prepare the engines to receive."""
         sender = cls(client=client, source=source, is_sender=init_info.is_sender)
+        sender._files = (MemoryFile(), MemoryFile())
         if sender.is_sender:
             client.init_weight_transfer_engine({})
         return sender
@@ -121,25 +155,20 @@ class SharedMemorySender(TrainerWeightTransferEngine[SharedMemoryTrainerInit]):
                 pass
             return
         self.client.start_weight_update()
-        sent: Future[None] | None = None
-        with ExitStack() as files, ThreadPoolExecutor(1) as calls:
+        files, sent = cycle(self._files), Future[None]()
+        sent.set_result(None)
+        with ThreadPoolExecutor(1) as calls:
             for chunk in _chunks(self.source):
-                size = sum(tensor.nbytes for _, tensor in chunk)
-                # Closed by the stack if the chunk before fails, else as soon as the engines have it.
-                file = ExitStack()
-                files.push(file)
-                update = write_chunk(file.enter_context(temporary_file("weights", size)), chunk)
-                if sent is not None:
-                    sent.result()
-                sent = calls.submit(self._send_chunk, file, update)
-        if sent is not None:
-            sent.result()
+                update = write_chunk(next(files), chunk)
+                sent.result()
+                sent = calls.submit(self.client.update_weights, asdict(update))
+        sent.result()
         self.client.finish_weight_update()
 
-    def _send_chunk(self, file: AbstractContextManager[Any], update: SharedMemoryUpdate) -> None:
-        """Have the engines load a chunk, and remove its file."""
-        with file:
-            self.client.update_weights(asdict(update))
+    def shutdown(self) -> None:
+        """Release the memory of the chunks."""
+        for file in self._files:
+            file.close()
 
 
 @contextmanager
@@ -150,9 +179,20 @@ def local_copy(update: Mapping[str, Any], content: np.ndarray) -> Iterator[dict[
         update: the chunk's ``SharedMemoryUpdate`` as a dictionary.
         content: (bytes,) content of its file, uint8.
     """
-    with temporary_file("weights", content.nbytes) as path:
-        content.tofile(path)
-        yield {**update, "path": str(path)}
+    with closing(MemoryFile()) as file:
+        file.write([content])
+        yield {**update, "path": file.path, "file": file.name}
+
+
+def is_here(update: Mapping[str, Any]) -> bool:
+    """Whether the chunk's file is one of this host, given its ``SharedMemoryUpdate`` as a dictionary.
+
+    On another host, or in another container, the same path may lead to nothing, or to another file.
+    """
+    try:
+        return os.readlink(update["path"]).startswith(f"/memfd:{update['file']} ")
+    except OSError:
+        return False
 
 
 def _chunks(source: WeightSource) -> Iterator[list[tuple[str, Tensor]]]:
@@ -166,13 +206,12 @@ def _chunks(source: WeightSource) -> Iterator[list[tuple[str, Tensor]]]:
         yield chunk
 
 
-def write_chunk(path: Path, tensors: list[tuple[str, Tensor]]) -> SharedMemoryUpdate:
+def write_chunk(file: MemoryFile, tensors: list[tuple[str, Tensor]]) -> SharedMemoryUpdate:
     """Write tensors to a file, end to end, and return the chunk's description."""
-    with writing(path), path.open("wb") as file:
-        for _, tensor in tensors:
-            file.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    file.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy() for _, tensor in tensors)
     return SharedMemoryUpdate(
-        path=str(path),
+        path=file.path,
+        file=file.name,
         names=[name for name, _ in tensors],
         dtypes=[str(tensor.dtype).removeprefix("torch.") for _, tensor in tensors],
         shapes=[list(tensor.shape) for _, tensor in tensors],

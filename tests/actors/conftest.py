@@ -13,7 +13,7 @@ from actors.cluster import cluster
 @pytest.fixture(scope="package")
 def any_ray() -> Iterator[None]:
     """A local Ray."""
-    with cluster(None, has_gpus=False):
+    with cluster(None):
         yield
 
 

@@ -146,7 +146,7 @@ def main() -> None:
         own.remove_node(node, allow_graceful=False)
         wait_until(lambda: node.node_id not in {each["NodeID"] for each in nodes()})
 
-    with cluster(own.address, has_gpus=False):
+    with cluster(own.address):
         first, (one, two) = own.head_node.node_id, others
         running = Running(own.address, Path(sys.argv[1]).parent, first, one.node_id)
         checkpoints, told = running.checkpoints, list[Any]()

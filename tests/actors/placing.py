@@ -112,7 +112,7 @@ def main() -> None:
         "stop": partial(stop, names),
         "lose": partial(lose, own, names),
     }
-    with cluster(own.address, has_gpus=True), open(sys.argv[1], "w") as out:
+    with cluster(own.address), open(sys.argv[1], "w") as out:
         for line in sys.stdin:
             recipe, command, *settings = json.loads(line)
             print(json.dumps(commands[command](recipe, settings)), file=out, flush=True)

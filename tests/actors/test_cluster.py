@@ -37,7 +37,7 @@ from actors.cluster import cluster, join, make_token
 make_token()
 file = pathlib.Path.home() / ".ray" / "auth_token"
 made = file.read_text()
-with cluster(None, has_gpus=False):
+with cluster(None):
     answer = ray.get(ray.remote(lambda: "heard").remote())
     own = psutil.Process()
     sockets = [each for process in (own, *own.children(recursive=True)) for each in process.net_connections("tcp")]
@@ -61,7 +61,7 @@ def asked(*arguments):
     from actors.cluster import cluster
     if {early}:
         threading.Timer(0.5, kill).start()
-    with cluster(None, has_gpus=False):
+    with cluster(None):
         if not {early}:
             kill()
         time.sleep(60)
@@ -174,7 +174,7 @@ def test_whatever_keeps_ray_from_starting_is_told_with_what_to_do(
 
 
 def require_advice(address: str | None, said: str, error: Exception) -> None:
-    with pytest.raises(MachineryError, match=said) as caught, cluster(address, has_gpus=False):
+    with pytest.raises(MachineryError, match=said) as caught, cluster(address):
         """It does not come so far."""
     assert type(error).__name__ in str(caught.value) and "give the same command again" in str(caught.value)
     assert caught.value.exit_code == 3
@@ -187,7 +187,7 @@ def test_a_command_whose_ray_is_too_slow_ends_with_that_message_alone(
         raise Exception("The current node timed out during startup.")  # as Ray does
 
     def starts(*_: object) -> None:
-        with cluster(None, has_gpus=False):
+        with cluster(None):
             """It does not come so far."""
 
     monkeypatch.setattr(ray, "init", fails)
@@ -259,7 +259,7 @@ def starts(*arguments):
             return os.getpid(), child.pid
 
     watch = RayWatch()
-    with cluster.cluster(None, has_gpus=False, watch=watch):
+    with cluster.cluster(None, watch=watch):
         actor = ray.remote(Actor).options(num_cpus=0).remote()
         worker, child = ray.get(actor.start.remote(tempfile.gettempdir()))
         own = {each.name: each.process for each in cluster._own_processes()}
@@ -354,6 +354,11 @@ print([" hg " in flags for size, flags in zip(kib, maps[1:]) if size >= 64 * 2**
 
 
 @pytest.mark.skipif("GLIBC_TUNABLES" in os.environ, reason="this user tunes malloc")
+def test_a_local_ray_keeps_snapshots_in_memory(any_ray: None) -> None:
+    """Two of 25M trained parameters take 0.8 GB. What its store cannot hold, Ray writes to a disk."""
+    assert ray.cluster_resources()["object_store_memory"] > 0.1 * psutil.virtual_memory().total
+
+
 def test_large_memory_of_an_actor_lies_in_huge_pages() -> None:
     """As the kernel shows it: ``hg`` marks a mapping that asks for huge pages."""
     environment = worker_environment(threads=1, own_ray=True)
@@ -382,7 +387,7 @@ def init(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
 ray.init = init
-with cluster(None, has_gpus=False):
+with cluster(None):
     pass
 """
 

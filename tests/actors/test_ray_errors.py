@@ -220,7 +220,7 @@ class Hungry:
 ray.cloudpickle.register_pickle_by_value(__import__("__main__"))
 name, context = "policy rank 0", PhaseContext(phase="update", step=7)
 events = []
-with cluster(None, has_gpus=False):
+with cluster(None):
     supervisor = Supervisor(Recipe(name="x"), lambda kind, **details: events.append({"kind": kind, **details}))
     actor_class = ray.remote(concurrency_groups={HEARTBEAT: 1})(Worker).options(num_cpus=0)
     worker = actor_class.remote(name, Path("log").resolve())

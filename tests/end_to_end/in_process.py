@@ -59,5 +59,5 @@ def small_trainer(folder: Path, settings: list[str], policy: Builder = POLICY) -
         logs=folder / "logs",
     )
     supervisor = Supervisor(recipe, lambda kind, **details: None)
-    with cluster(None, has_gpus=False), start_actors(recipe, start, "cpu", 0, supervisor, policy) as actors:
+    with cluster(None), start_actors(recipe, start, "cpu", 0, supervisor, policy) as actors:
         yield PPOTrainer(actors, len(start.prompts))

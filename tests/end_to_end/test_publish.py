@@ -21,7 +21,7 @@ from rlhf.errors import CanaryError
 from rlhf.roles.assemble import BatchReport
 from rlhf.run_state import RunState
 from rlhf.weights.fingerprint import differences, fingerprint
-from rlhf.weights.shared_memory import write_chunk
+from rlhf.weights.shared_memory import MemoryFile, write_chunk
 from tests.end_to_end.in_process import small_trainer
 from tests.end_to_end.sabotage import SabotagedPolicy
 
@@ -80,16 +80,16 @@ def test_a_sabotaged_publish_stops_the_run(
 
 @pytest.mark.parametrize("fault", ["nothing sent", "half a layer sent", "a chunk that does not fit"])
 def test_an_update_that_its_sender_left_open_is_closed(
-    trainer: PPOTrainer, first_step: BatchReport, fault: str, tmp_path: Path
+    trainer: PPOTrainer, first_step: BatchReport, fault: str
 ) -> None:
-    engines, [engine] = trainer.actors.engines, trainer.actors.engines.all
+    engines, [engine], file = trainer.actors.engines, trainer.actors.engines.all, MemoryFile()
     trainer.actors.publish(1, CONTEXT)
     held = ray.get(engine.actor.held_fingerprint.remote())
     for is_abandoned in (True, False):  # the next start closes it as well
         ray.get(engine.actor.start_weight_update.remote())
         if fault != "nothing sent":
             size = 64 if fault == "half a layer sent" else 63  # the queries alone, of three in one matrix
-            chunk = write_chunk(tmp_path / "chunk", [("model.layers.0.self_attn.q_proj.weight", torch.ones(size, 64))])
+            chunk = write_chunk(file, [("model.layers.0.self_attn.q_proj.weight", torch.ones(size, 64))])
             ref = engine.actor.update_weights.remote(asdict(chunk))
             with pytest.raises(ray.exceptions.RayTaskError) if size == 63 else nullcontext():
                 ray.get(ref)

@@ -39,7 +39,7 @@ JOINED = Joined(
     others=1,
     sees_runs=True,
 )
-NEEDS = Needs(host=10 * GIB, snapshots=GIB, weights=GIB, room=Room(checkpoint=GIB, checkpoints=4 * GIB, models=GIB))
+NEEDS = Needs(host=10 * GIB, snapshots=GIB, room=Room(checkpoint=GIB, checkpoints=4 * GIB, models=GIB))
 BENCH = Bench(pins={"cpu": PINS, "gpu": PINS}, here=HERE, needs=NEEDS)
 
 

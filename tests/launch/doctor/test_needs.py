@@ -61,7 +61,6 @@ def test_the_memory_of_its_fullest_node() -> None:
     found = needed(recipe("llama_70b_cluster.yaml"), "ppo", EIGHT_NODES)
     assert found.snapshots == 2 * 2 * 8 * (16 * LLAMA_70B // 32)
     assert found.host == found.snapshots + 9 * GIB
-    assert found.weights == 0
 
 
 def test_offloading_takes_host_memory() -> None:
@@ -91,7 +90,6 @@ def test_without_gpus_everything_is_in_host_memory() -> None:
     """Six rank processes, two of the engine, and its KV cache of 1 GiB; the models are small in comparison."""
     found = needed(recipe("quickstart.yaml"), "pipeline", Hardware(nodes=1, cpus=2))
     assert 9 * GIB < found.host < 10 * GIB
-    assert found.weights == 512 * 2**20
 
 
 def test_more_nodes_share_what_there_is_to_hold() -> None:
@@ -148,7 +146,6 @@ def test_a_model_of_unknown_shape_is_no_fault(tmp_path: Path) -> None:
     [
         (object_store.BYTES_PER_WEIGHT, "rlhf/zero/checkpoint.py", "BYTES_PER_WEIGHT"),
         (needs.CHUNK, "rlhf/weights/shared_memory.py", "CHUNK_BYTES"),
-        (needs.OWN_STORE, "actors/cluster.py", "OBJECT_STORE_BYTES"),
     ],
 )
 def test_numbers_that_others_state(value: int, file: str, constant: str) -> None:

@@ -44,13 +44,3 @@ def test_shared_memory_is_taken_where_there_is_room_in_it(tmp_path: Path, monkey
 def test_names_are_what_is_looked_for(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=leftovers.prefix("checkpoint"), dir=tmp_path) as folder:
         assert list(tmp_path.glob(f"rlhf-*-{os.getpid()}-*")) == [Path(folder)]
-
-
-def test_a_temporary_file_may_be_removed_by_another_program() -> None:
-    """As systemd's RemoveIPC does at the end of its user's session."""
-    with leftovers.temporary_file("weights", 8) as path:
-        assert path.name.startswith(leftovers.prefix("weights")) and path.stat().st_size == 0
-        path.unlink()
-    with leftovers.temporary_file("weights", 8) as path:
-        """It is used."""
-    assert not path.exists()

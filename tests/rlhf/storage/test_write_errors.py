@@ -28,7 +28,6 @@ from rlhf.storage.durable import write_atomically
 from rlhf.storage.jsonl import append_line
 from rlhf.storage.write_errors import writing
 from rlhf.tracking.trace import TraceFile
-from rlhf.weights.shared_memory import write_chunk
 from rlhf.zero.reshape import _save
 
 def saved(path, save):
@@ -42,7 +41,6 @@ writers = {
     "done.json": lambda path: write_atomically(path, "x" * 4_000_000),
     "trace.json": lambda path: [TraceFile(path).instant("x", 0, "y", {str(k): k for k in range(100_000)})],
     "policy.pt": lambda path: write_files({path.name: np.zeros(4_000_000, np.uint8)}, folder),
-    "rlhf-chunk": lambda path: write_chunk(path, [("w", tensor)]),
     "step.pt": lambda path: _save(tensor, path),
     "model.safetensors": lambda path: saved(path, lambda path: save_file({"w": tensor}, path)),
     "tokenizer.json": lambda path: saved(path, lambda path: words.save(str(path))),

@@ -3,6 +3,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
+from subprocess import run
 from threading import Event
 from typing import Any
 
@@ -13,10 +15,9 @@ from torch import Tensor
 from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 
-from rlhf.recovery import leftovers
 from rlhf.weights import shared_memory
 from rlhf.weights.sender import make_sender
-from rlhf.weights.shared_memory import SharedMemoryUpdate, local_copy, read_chunk, write_chunk
+from rlhf.weights.shared_memory import MemoryFile, SharedMemoryUpdate, is_here, local_copy, read_chunk, write_chunk
 
 ODD = [
     ("a", torch.tensor([1.5, -2.5, 3.5], dtype=torch.bfloat16)),
@@ -37,27 +38,67 @@ def assert_same(found: list[tuple[str, Tensor]], expected: list[tuple[str, Tenso
         assert one.dtype == other.dtype and torch.equal(one, other), name
 
 
-def test_a_chunk_comes_back_as_it_was_written(tmp_path: Path) -> None:
-    update = write_chunk(tmp_path / "chunk", ODD)
-    assert (tmp_path / "chunk").stat().st_size == sum(tensor.nbytes for _, tensor in ODD)
+@pytest.fixture
+def file() -> Iterator[MemoryFile]:
+    """A file with other content, longer than that of the tests."""
+    file = MemoryFile()
+    file.write([np.full(4096, 7, dtype=np.uint8)])
+    yield file
+    file.close()
+
+
+def test_a_chunk_comes_back_as_it_was_written(file: MemoryFile) -> None:
+    update = write_chunk(file, ODD)
+    assert Path(file.path).stat().st_size == sum(tensor.nbytes for _, tensor in ODD)
     assert update.dtypes[:3] == ["bfloat16", "float32", "int8"] and update.shapes[-2] == [5, 2]
     assert_same(read_chunk(update), ODD)
 
 
-def test_what_was_read_outlives_the_file(tmp_path: Path) -> None:
-    found = read_chunk(write_chunk(tmp_path / "chunk", ODD))
-    write_chunk(tmp_path / "chunk", [("other", torch.full((40,), 9.0))])
-    (tmp_path / "chunk").unlink()
+def test_what_was_read_outlives_the_file(file: MemoryFile) -> None:
+    found = read_chunk(write_chunk(file, ODD))
+    write_chunk(file, [("other", torch.full((40,), 9.0))])
+    file.close()
     assert_same(found, ODD)
 
 
-def test_a_chunk_of_another_host_is_a_file_here_for_a_moment(tmp_path: Path) -> None:
-    update = asdict(write_chunk(tmp_path / "chunk", ODD))
-    content = np.fromfile(tmp_path / "chunk", dtype=np.uint8)
-    (tmp_path / "chunk").unlink()
+def test_another_process_reads_it_and_nothing_of_it_lies_in_a_folder(file: MemoryFile) -> None:
+    file.write([np.frombuffer(b"content", dtype=np.uint8)])
+    assert run(["cat", file.path], capture_output=True, check=True).stdout == b"content"
+    assert not list(Path("/dev/shm").glob(f"*{file.name}*"))
+
+
+def test_new_content_takes_the_pages_of_the_old(file: MemoryFile) -> None:
+    """They are still mapped: 64 MiB of new ones would take a page fault for each 16."""
+    file.write([np.full(2**26, 1, dtype=np.uint8)])
+    mapped, others = np.memmap(file.path, mode="r"), np.full((2, 2**25), 2, dtype=np.uint8)
+    assert mapped.sum() == 2**26
+    faults = getrusage(RUSAGE_SELF).ru_minflt
+    file.write(others)
+    assert mapped.sum() == 2 * 2**26
+    assert getrusage(RUSAGE_SELF).ru_minflt - faults < 500
+
+
+def test_a_chunk_of_another_host_is_a_file_here_for_a_moment(file: MemoryFile) -> None:
+    update = asdict(write_chunk(file, ODD))
+    content = np.fromfile(file.path, dtype=np.uint8)
+    file.close()
+    assert not is_here(update)
     with local_copy(update, content) as here:
+        assert is_here(here)
         assert_same(read_chunk(SharedMemoryUpdate(**here)), ODD)
-    assert not Path(here["path"]).exists()
+    assert not is_here(here)
+
+
+def test_a_file_is_known_by_its_name_and_not_by_its_path(file: MemoryFile, tmp_path: Path) -> None:
+    """On another host a process of the same number may have another file of the same number."""
+    update = asdict(write_chunk(file, ODD))
+    assert is_here(update)
+    file.close()
+    other = MemoryFile()
+    assert other.path == update["path"] and not is_here(update)
+    other.close()
+    with (tmp_path / update["file"]).open("wb") as on_disk:
+        assert not is_here({**update, "path": f"/proc/self/fd/{on_disk.fileno()}"})
 
 
 class ListSource(WeightSource):
@@ -140,29 +181,43 @@ def test_a_chunk_is_gathered_while_the_engines_load_the_one_before(monkeypatch: 
     make_sender("shared_memory", 0, 1, client, Source(tensors), "127.0.0.1", 0).send_weights()
     assert client.was_gathered
     assert_same([named for chunk in client.chunks for named in chunk], tensors)
-    assert [file.exists() for file in client.files] == [False] * 3
 
 
-def test_a_failed_call_ends_the_transfer_and_leaves_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_two_files_serve_all_chunks_and_transfers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_memory, "CHUNK_BYTES", 40)
-    monkeypatch.setattr(leftovers, "roomy_folder", lambda size: str(tmp_path))
+    client, source = ReadingClient(), ListSource([(f"t{i}", torch.full((10,), float(i))) for i in range(5)])
+    sender = make_sender("shared_memory", 0, 1, client, source, "127.0.0.1", 0)
+    for _ in range(2):
+        sender.send_weights()
+    one, other = client.files[:2]
+    assert one != other and client.files == 2 * [one, other, one, other, one]
+    assert_same([named for chunk in client.chunks for named in chunk], 2 * source.tensors)
+    sender.shutdown()
+    assert not one.exists() and not other.exists()
+
+
+def test_a_failed_call_ends_the_transfer_and_the_next_one_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_memory, "CHUNK_BYTES", 40)
     client = ReadingClient()
 
     def fail(update_info: dict[str, Any]) -> None:
         raise RuntimeError("refused")
 
-    monkeypatch.setattr(client, "update_weights", fail)
-    source = ListSource([(f"t{i}", torch.zeros(10)) for i in range(3)])
-    with pytest.raises(RuntimeError, match="refused"):
-        make_sender("shared_memory", 0, 1, client, source, "127.0.0.1", 0).send_weights()
-    assert client.calls == ["init", "start"] and list(tmp_path.iterdir()) == []
+    source = ListSource([(f"t{i}", torch.full((10,), float(i))) for i in range(3)])
+    sender = make_sender("shared_memory", 0, 1, client, source, "127.0.0.1", 0)
+    with monkeypatch.context() as failing:
+        failing.setattr(client, "update_weights", fail)
+        with pytest.raises(RuntimeError, match="refused"):
+            sender.send_weights()
+    assert client.calls == ["init", "start"]
+    sender.send_weights()
+    assert_same([named for chunk in client.chunks for named in chunk], source.tensors)
 
 
-def test_a_small_model_is_one_chunk_and_leaves_no_file_behind() -> None:
+def test_a_small_model_is_one_chunk() -> None:
     client = send(ListSource(ODD))
     assert client.calls.count("update") == 1
     assert_same(client.chunks[0], ODD)
-    assert [file.exists() for file in client.files] == [False]
 
 
 def test_other_ranks_read_their_source_and_call_nobody() -> None:
