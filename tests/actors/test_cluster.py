@@ -356,7 +356,7 @@ print([" hg " in flags for size, flags in zip(kib, maps[1:]) if size >= 64 * 2**
 @pytest.mark.skipif("GLIBC_TUNABLES" in os.environ, reason="this user tunes malloc")
 def test_a_local_ray_keeps_snapshots_in_memory(any_ray: None) -> None:
     """Two of 25M trained parameters take 0.8 GB. What its store cannot hold, Ray writes to a disk."""
-    assert ray.cluster_resources()["object_store_memory"] > 0.1 * psutil.virtual_memory().total
+    assert ray.cluster_resources()["object_store_memory"] > 10**9
 
 
 def test_large_memory_of_an_actor_lies_in_huge_pages() -> None:
