@@ -29,6 +29,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, bidirectional_mask_function, causal_mask_function
 
+from rlhf.device import attention_dtype
+
 ATTENTION = "rows_by_sequence"
 """Name under which this attention is registered with transformers."""
 
@@ -223,12 +225,14 @@ def by_sequence(
     def by_kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of equally long sequences, one per row, by PyTorch's scaled dot-product attention."""
         length, options = q.shape[2], {}
-        is_causal = mask.is_causal(length)
-        bias = None if is_causal or mask.is_full(length) else mask.bias(length, q.dtype)
+        dtype, is_causal = attention_dtype(q, length), mask.is_causal(length)
+        rows = (each.to(dtype) for each in (q, k, v))
+        bias = None if is_causal or mask.is_full(length) else mask.bias(length, dtype)
         if position_bias is not None:
-            options["position_bias"] = position_bias[..., :length, :length]
+            options["position_bias"] = position_bias[..., :length, :length].to(dtype)
         heads: Any = SimpleNamespace(num_key_value_groups=q.shape[1] // k.shape[1])  # this rank's, not the layer's
-        return sdpa_attention_forward(heads, q, k, v, bias, scaling=scaling, is_causal=is_causal, **options)[0]
+        attended, _ = sdpa_attention_forward(heads, *rows, bias, scaling=scaling, is_causal=is_causal, **options)
+        return attended.to(q.dtype)
 
     def by_steps(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return _eager(q, k, v, mask, scaling, softcap, s_aux)

@@ -32,6 +32,7 @@ from launch.plan.memory import (
 from launch.plan.shapes import ModelShape, count_shape
 from rlhf.config.schema import LoRAConfig, ModelConfig, OptimizerConfig, RoleConfig, RolloutConfig
 from rlhf.generation.limits import EngineLimits
+from rlhf.models import attention
 from rlhf.models.load import load_policy, switch_dropout_off
 from rlhf.models.logprobs import CHUNK, GPU_BLOCK
 from rlhf.models.packed_row import PackedRow, pack_row
@@ -46,6 +47,14 @@ from tests.rlhf.ranks import Crew
 from tests.rlhf.tiny import ARCHITECTURES, random_sequences, tiny_config, tiny_model
 
 DTYPES = ("bfloat16", "float32")
+
+
+@pytest.fixture(autouse=True)
+def _attention_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The formulas are those of a GPU. A CPU attends in float32."""
+    monkeypatch.setattr(attention, "attention_dtype", lambda values, length: values.dtype)
+
+
 LIMITS = EngineLimits(sequences=128, tokens=2048)
 SIZES = {"hidden_size": 128, "vocab_size": 512, "num_hidden_layers": 4, "intermediate_size": 256}
 

@@ -19,6 +19,7 @@ from transformers.masking_utils import (
     sliding_window_causal_mask_function,
 )
 
+from rlhf import device
 from rlhf.models import attention
 from rlhf.models.attention import RowMask, by_sequence, use_row_attention
 from rlhf.models.packed_row import Form, hidden_states, pack_row
@@ -100,6 +101,40 @@ def test_states_and_gradients_are_those_of_each_sequence_alone(name: str, form: 
     for parameter, gradient in gradients(model, weighted(found)).items():
         scale = float(expected[parameter].abs().max())
         torch.testing.assert_close(gradient, expected[parameter], rtol=1e-4, atol=2e-5 * max(1.0, scale), msg=parameter)
+
+
+@pytest.mark.parametrize("rule", [causal_mask_function, sliding_window_causal_mask_function(4)])
+def test_a_cpu_attends_in_float32_and_rounds_once(rule: Any) -> None:
+    """bfloat16 rounds outputs and gradients of float64 to 8 bits. PyTorch's own kernel rounds probabilities too."""
+    torch.manual_seed(0)
+    rows = [torch.randn(1, 2, 36, 16).bfloat16().requires_grad_() for _ in range(3)]
+    exact = [each.detach().double().requires_grad_() for each in rows]
+    found, expected = (by_sequence(nn.Module(), *each, RowMask((12, 24), rule))[0] for each in (rows, exact))
+    weighting = torch.randn(found.shape).bfloat16()
+    found.backward(weighting)
+    expected.backward(weighting.double())
+    assert found.dtype == torch.bfloat16
+    for one, other in [(found, expected), *((row.grad, other.grad) for row, other in zip(rows, exact, strict=True))]:
+        assert one is not None and other is not None
+        torch.testing.assert_close(one.double(), other, rtol=2**-8, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "length", "multiplies", "found"),
+    [
+        (torch.bfloat16, 192, True, torch.float32),
+        (torch.bfloat16, 193, True, torch.bfloat16),
+        (torch.bfloat16, 193, False, torch.float32),
+        (torch.float32, 193, False, torch.float32),
+        (torch.float64, 8, False, torch.float64),
+    ],
+)
+def test_the_faster_type_of_a_cpu(
+    dtype: torch.dtype, length: int, multiplies: bool, found: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "_multiplies_bfloat16", lambda: multiplies)
+    assert device.attention_dtype(torch.zeros(1, dtype=dtype), length) == found
+    assert device.attention_dtype(torch.zeros(1, dtype=dtype, device="meta"), length) == dtype
 
 
 def test_it_costs_the_sum_of_squares() -> None:

@@ -43,7 +43,12 @@ def strided() -> Tensor:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
     "make",
-    [lambda: torch.randn(1, ROWS, WIDTH), lambda: torch.randn(ROWS, 2, WIDTH).transpose(0, 1), strided],
+    [
+        lambda: torch.randn(1, ROWS, WIDTH),
+        lambda: torch.randn(ROWS, 2, WIDTH).transpose(0, 1),
+        strided,
+        lambda: torch.randn(OUT, WIDTH),  # tokens from which the weight's gradient is computed transposed
+    ],
 )
 def test_outputs_and_gradients_equal_float64(make: Callable[[], Tensor], bias: bool) -> None:
     linear = layer(bias)
@@ -58,6 +63,7 @@ def test_outputs_and_gradients_equal_float64(make: Callable[[], Tensor], bias: b
     assert x.grad is not None and linear.weight.grad is not None
     assert relative_error(x.grad, grad @ weight) < 3e-6
     assert relative_error(linear.weight.grad, grads.T @ rows) < 3e-6
+    assert linear.weight.grad.is_contiguous()
     if bias:
         assert relative_error(linear.bias.grad, grads.sum(axis=0)) < 3e-6
 
@@ -70,6 +76,15 @@ def test_large_float32_products_are_computed_by_onednn_and_the_others_by_pytorch
     assert not is_onednn(lambda: narrow(torch.randn(4 * ROWS, WIDTH)))
     half = layer().bfloat16()
     assert not is_onednn(lambda: half(torch.randn(ROWS, WIDTH, dtype=torch.bfloat16)))
+
+
+@pytest.mark.parametrize("tokens", [ROWS, OUT])
+def test_both_gradients_are_computed_by_onednn(tokens: int) -> None:
+    x = torch.randn(tokens, WIDTH, requires_grad=True)
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        layer(bias=False)(x).sum().backward()
+    counts = {event.key: event.count for event in seen.key_averages()}
+    assert counts["mkldnn::_linear_pointwise"] == 3 and "aten::mm" not in counts
 
 
 def test_what_it_does_not_compute_is_left_to_pytorch() -> None:
