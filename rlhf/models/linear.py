@@ -68,12 +68,12 @@ class _OneDnnLinear(torch.autograd.Function):
 
 
 def _weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
-    """gᵀ x of the gradient g (N, o) and the input x (N, i), contiguous.
+    """gᵀ x of the gradient g (N, o) and the input x (N, i).
 
-    oneDNN is faster where the left matrix is the smaller one; for few tokens it costs more to transpose the result.
+    oneDNN is faster where the left matrix is the smaller one; for few tokens adding the transposed result costs more.
     """
     if x.shape[1] < gradient.shape[1] <= len(x):
-        return product(x.t(), gradient.t()).t().contiguous()
+        return product(x.t(), gradient.t()).t()
     return product(gradient.t(), x.t())
 
 
