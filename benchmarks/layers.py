@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers.models.llama import modeling_llama as llama
 
 from benchmarks.workload import SIZES, Size
-from rlhf.models.linear import product
+from rlhf.models.linear import product, weight_gradient
 from rlhf.models.norm_rotary import use_formulas
 
 TOKENS, SHORT = 2000, 320
@@ -40,7 +40,7 @@ def products(inputs: int, outputs: int) -> tuple[float, float, float]:
     return (
         ratio(lambda: x @ weight.t(), lambda: product(x, weight)),
         ratio(lambda: gradient @ weight, lambda: product(gradient, weight.t())),
-        ratio(lambda: gradient.t() @ x, lambda: product(gradient.t(), x.t())),
+        ratio(lambda: gradient.t() @ x, lambda: weight_gradient(gradient, x)),
     )
 
 

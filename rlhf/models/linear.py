@@ -62,12 +62,12 @@ class _OneDnnLinear(torch.autograd.Function):
         rows = gradient.flatten(0, -2)
         return (
             product(gradient, weight.t()) if needs_x else None,
-            _weight_gradient(rows, x.flatten(0, -2)) if needs_weight else None,
+            weight_gradient(rows, x.flatten(0, -2)) if needs_weight else None,
             rows.sum(dim=0) if needs_bias else None,
         )
 
 
-def _weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
+def weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
     """gᵀ x of the gradient g (N, o) and the input x (N, i).
 
     oneDNN is faster where the left matrix is the smaller one; for few tokens adding the transposed result costs more.
