@@ -247,23 +247,25 @@ def by_sequence(
 
 
 def _packed(query: Tensor, key: Tensor, value: Tensor, mask: RowMask, attention: Callable[..., Tensor]) -> Tensor:
-    """Attention of a packed row: consecutive sequences of equal length are computed as one batch."""
-    parts, begin = [], 0
-    for length, count in mask.runs:
-        end = begin + length * count
-        rows = (each[0, :, begin:end].unflatten(1, (count, length)).transpose(0, 1) for each in (query, key, value))
+    """Attention of a packed row: consecutive sequences of equal length are computed as one batch.
+
+    The row is split at once, because the gradient of each slice would be as large as the row.
+    """
+    sizes, parts = [length * count for length, count in mask.runs], []
+    pieces = zip(*(each[0].split(sizes, dim=1) for each in (query, key, value)), strict=True)
+    for (length, count), piece in zip(mask.runs, pieces, strict=True):
+        rows = (each.unflatten(1, (count, length)).transpose(0, 1) for each in piece)
         parts.append(attention(*rows).flatten(0, 1))
-        begin = end
     return (parts[0] if len(parts) == 1 else torch.cat(parts))[None]  # autograd would save a copy too
 
 
 def _padded(query: Tensor, key: Tensor, value: Tensor, mask: RowMask, attention: Callable[..., Tensor]) -> Tensor:
     """Attention of padded rows, one sequence each: padding is not computed, and its output is zero."""
-    parts, begin, width = [], 0, query.shape[2]
-    for length, count in mask.runs:
-        rows = (each[begin : begin + count, :, :length] for each in (query, key, value))
+    counts, parts, width = [count for _, count in mask.runs], [], query.shape[2]
+    pieces = zip(*(each.split(counts) for each in (query, key, value)), strict=True)
+    for (length, _), piece in zip(mask.runs, pieces, strict=True):
+        rows = (each[:, :, :length] for each in piece)
         parts.append(functional.pad(attention(*rows), (0, 0, 0, 0, 0, width - length)))
-        begin += count
     return torch.cat(parts)
 
 

@@ -10,6 +10,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, PreTrainedModel
 from transformers.masking_utils import (
@@ -144,6 +145,17 @@ def test_it_costs_the_sum_of_squares() -> None:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # products that can be counted
         by_sequence(nn.Module(), query, query, query, RowMask(lengths, causal_mask_function))
     assert counter.get_total_flops() == 4 * 3 * 32 * (100 * 8**2 + 200**2)
+
+
+def test_the_gradient_of_a_row_is_put_together_once() -> None:
+    """A slice's gradient is a row of zeros but for the slice: one for each of 60 sequences would be 60 rows to add."""
+    lengths = tuple(range(1, 61))
+    rows = [torch.randn(1, 2, sum(lengths), 16, requires_grad=True) for _ in range(3)]
+    output, _ = by_sequence(nn.Module(), *rows, RowMask(lengths, causal_mask_function))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        output.sum().backward()
+    allocated = sum(max(0, event.self_cpu_memory_usage) for event in seen.events())
+    assert allocated < 30 * rows[0].nbytes, "it was 14, and 368 with slices"
 
 
 def window(before: int, behind: int) -> Any:
