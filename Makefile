@@ -66,7 +66,7 @@ lint: env ## style, imports and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-env: ## the pinned environment in $(VENV)
+env: ## the pinned environment, in .venv
 	@launch/setup_env.sh $(ENV) $(VENV) $(PYTHON)
 
 clean: ## remove the environment and caches; runs and data stay

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import secrets
+import shutil
 import signal
 import socket
 import sys
@@ -13,12 +14,14 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from resource import RLIM_INFINITY, RLIMIT_FSIZE, getrlimit
 from typing import Any
 
 import psutil
 import ray
 from ray._private import ray_constants, services
 from ray._private.state import available_resources_per_node
+from ray._private.utils import estimate_available_memory, resolve_object_store_memory
 
 from actors.fork_client import RAYLET
 from actors.fork_server import executable
@@ -29,6 +32,7 @@ from rlhf.device import Device
 from rlhf.environment import forwarded
 from rlhf.errors import ClusterError, MachineryError
 from rlhf.placement.pools import NodeGPUs
+from rlhf.recovery.facts import SHARED_MEMORY
 from rlhf.recovery.leaving import leave
 from rlhf.recovery.leftovers import folders
 from rlhf.recovery.reaper import Reaper, end_sessions, remove_orphans
@@ -38,6 +42,10 @@ LOCAL = "127.0.0.1"
 OWN_RAY = {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
 """Variables of a local Ray's processes. Ray replaces 127.0.0.1 by the host's external address, unless it believes that
 clusters are not supported here."""
+LEAST_STORE = 512 * 2**20
+"""Least bytes of the object store of a local Ray, wherever they are."""
+MOST_SHARED = 0.9
+"""Largest fraction of what is free of the shared memory that the object store of a local Ray takes."""
 
 GPU_TYPE = "accelerator_type:"
 """Prefix of the resource that names the type of a node's GPUs."""
@@ -223,12 +231,24 @@ def _start_own(reaper: Reaper) -> None:
             "local",  # start a new one even if another user's runs on this machine
             _node_ip_address=LOCAL,
             include_dashboard=False,
+            object_store_memory=_object_store(),
             _system_config={
                 "prestart_worker_first_driver": False,  # one process per core, which no actor here can use
                 "worker_register_timeout_seconds": REGISTER_SECONDS,
             },
             **QUIET,
         )
+
+
+def _object_store() -> int:
+    """Bytes of a local Ray's object store: Ray's default, as far as shared memory and the limit of a file's size allow.
+
+    Ray would put the whole store on a disk if it did not fit, and with a lower limit would not start.
+    """
+    bounds = [resolve_object_store_memory(estimate_available_memory()), getrlimit(RLIMIT_FSIZE)[0]]
+    if os.access(SHARED_MEMORY, os.W_OK):
+        bounds.append(int(MOST_SHARED * shutil.disk_usage(SHARED_MEMORY).free))
+    return max(LEAST_STORE, min(bound for bound in bounds if bound != RLIM_INFINITY))
 
 
 @contextmanager

@@ -29,7 +29,11 @@ TRL_FOLDER = Path(".venv-bench")
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__.replace("`", ""),
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("--only", nargs="+", choices=WORKLOADS, metavar="NAME", help=f"of {', '.join(WORKLOADS)}")
     parser.add_argument("--rounds", type=int, default=2, help="times that each program is started")
     parser.add_argument("--steps", type=int, default=2, help="timed steps of each start")

@@ -8,6 +8,7 @@ turns.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -80,6 +81,9 @@ def _passes(outputs: Sequence[Tensor]) -> None:
 
 def main() -> None:
     """Print two tables."""
+    argparse.ArgumentParser(
+        prog="python -m benchmarks.layers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)
     print(f"{TOKENS} tokens, one core\n\n| layer | output | input's gradient | weight's gradient |")

@@ -46,7 +46,9 @@ class MemoryFile:
 
     def __init__(self) -> None:
         self.name = f"rlhf-weights-{secrets.token_hex(8)}"
-        self._file = os.fdopen(os.memfd_create(self.name), "wb")
+        self._file = os.fdopen(
+            os.memfd_create(self.name), "wb", buffering=0
+        )  # what a failed write leaves would come later
 
     @property
     def path(self) -> str:
@@ -57,7 +59,9 @@ class MemoryFile:
         """Replace its content by these bytes, end to end."""
         self._file.seek(0)
         for part in parts:
-            self._file.write(part.data)
+            rest = part.data
+            while len(rest):
+                rest = rest[self._file.write(rest) :]
         self._file.truncate()
 
     def close(self) -> None:
@@ -198,6 +202,9 @@ def is_here(update: Mapping[str, Any]) -> bool:
 def _chunks(source: WeightSource) -> Iterator[list[tuple[str, Tensor]]]:
     chunk: list[tuple[str, Tensor]] = []
     for name, tensor in source:
+        if chunk and tensor.nbytes >= CHUNK_BYTES:
+            yield chunk
+            chunk = []
         chunk.append((name, tensor))
         if sum(t.nbytes for _, t in chunk) >= CHUNK_BYTES:
             yield chunk

@@ -14,7 +14,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from resource import RLIM_INFINITY
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -22,6 +24,7 @@ import pytest
 import ray
 from ray.exceptions import RaySystemError, RpcError
 
+from actors import cluster as own_ray
 from actors.cluster import CLOSED, MALLOC, cluster, join, make_token, worker_environment
 from launch import preflight
 from launch.cli import main
@@ -357,6 +360,27 @@ print([" hg " in flags for size, flags in zip(kib, maps[1:]) if size >= 64 * 2**
 def test_a_local_ray_keeps_snapshots_in_memory(any_ray: None) -> None:
     """Two of 25M trained parameters take 0.8 GB. What its store cannot hold, Ray writes to a disk."""
     assert ray.cluster_resources()["object_store_memory"] > 10**9
+
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("free", "limit", "expected"),
+    [
+        (100 * GIB, RLIM_INFINITY, 7 * GIB),  # Ray's default
+        (2 * GIB, RLIM_INFINITY, 9 * GIB // 5),
+        (100 * GIB, GIB, GIB),
+        (GIB // 16, RLIM_INFINITY, GIB // 2),  # a container's shared memory: Ray takes a disk
+    ],
+)
+def test_a_local_store_takes_what_shared_memory_and_limits_allow(
+    free: int, limit: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_ray, "resolve_object_store_memory", lambda available: 7 * GIB)
+    monkeypatch.setattr(own_ray, "getrlimit", lambda kind: (limit, limit))
+    monkeypatch.setattr(own_ray.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+    assert own_ray._object_store() == expected
 
 
 def test_large_memory_of_an_actor_lies_in_huge_pages() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from resource import RUSAGE_SELF, getrusage
+from resource import RLIMIT_FSIZE, RUSAGE_SELF, getrlimit, getrusage, setrlimit
 from subprocess import run
 from threading import Event
 from typing import Any
@@ -78,6 +78,17 @@ def test_new_content_takes_the_pages_of_the_old(file: MemoryFile) -> None:
     assert getrusage(RUSAGE_SELF).ru_minflt - faults < 500
 
 
+def test_a_failed_write_leaves_nothing_for_the_next_one(file: MemoryFile) -> None:
+    limits = getrlimit(RLIMIT_FSIZE)
+    try:
+        setrlimit(RLIMIT_FSIZE, (100, limits[1]))
+        with pytest.raises(OSError, match="File too large"):
+            write_chunk(file, [("a", torch.ones(30))])
+    finally:
+        setrlimit(RLIMIT_FSIZE, limits)
+    assert_same(read_chunk(write_chunk(file, ODD)), ODD)
+
+
 def test_a_chunk_of_another_host_is_a_file_here_for_a_moment(file: MemoryFile) -> None:
     update = asdict(write_chunk(file, ODD))
     content = np.fromfile(file.path, dtype=np.uint8)
@@ -146,10 +157,11 @@ def send(source: ListSource, rank: int = 0) -> ReadingClient:
 
 def test_an_update_is_a_start_its_chunks_and_a_finish(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_memory, "CHUNK_BYTES", 40)
-    tensors = [(f"t{i}", torch.full((size,), float(i))) for i, size in enumerate((4, 4, 4, 100, 1, 2))]
+    tensors = [(f"t{i}", torch.full((size,), float(i))) for i, size in enumerate((4, 4, 4, 1, 100, 1, 2))]
     client = send(ListSource(tensors))
-    assert client.calls == ["init", "start", "update", "update", "update", "finish"]
-    assert [[name for name, _ in chunk] for chunk in client.chunks] == [["t0", "t1", "t2"], ["t3"], ["t4", "t5"]]
+    assert client.calls == ["init", "start", "update", "update", "update", "update", "finish"]
+    chunks = [[name for name, _ in chunk] for chunk in client.chunks]
+    assert chunks == [["t0", "t1", "t2"], ["t3"], ["t4"], ["t5", "t6"]], "a large tensor is a chunk by itself"
     assert_same([named for chunk in client.chunks for named in chunk], tensors)
 
 
