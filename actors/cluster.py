@@ -44,8 +44,8 @@ OWN_RAY = {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
 clusters are not supported here."""
 LEAST_STORE = 512 * 2**20
 """Least bytes of the object store of a local Ray, wherever they are."""
-MOST_SHARED = 0.9
-"""Largest fraction of what is free of the shared memory that the object store of a local Ray takes."""
+MOST_OF_ROOM = 0.9
+"""Largest fraction that a local Ray's object store takes of the free shared memory, and of the limit of a file's size."""
 
 GPU_TYPE = "accelerator_type:"
 """Prefix of the resource that names the type of a node's GPUs."""
@@ -245,10 +245,11 @@ def _object_store() -> int:
 
     Ray would put the whole store on a disk if it did not fit, and with a lower limit would not start.
     """
-    bounds = [resolve_object_store_memory(estimate_available_memory()), getrlimit(RLIMIT_FSIZE)[0]]
-    if os.access(SHARED_MEMORY, os.W_OK):
-        bounds.append(int(MOST_SHARED * shutil.disk_usage(SHARED_MEMORY).free))
-    return max(LEAST_STORE, min(bound for bound in bounds if bound != RLIM_INFINITY))
+    room = [shutil.disk_usage(SHARED_MEMORY).free] if os.access(SHARED_MEMORY, os.W_OK) else []
+    if (limit := getrlimit(RLIMIT_FSIZE)[0]) != RLIM_INFINITY:
+        room.append(limit)
+    bounds = (int(MOST_OF_ROOM * each) for each in room)
+    return max(LEAST_STORE, min(resolve_object_store_memory(estimate_available_memory()), *bounds))
 
 
 @contextmanager

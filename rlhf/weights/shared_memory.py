@@ -46,9 +46,8 @@ class MemoryFile:
 
     def __init__(self) -> None:
         self.name = f"rlhf-weights-{secrets.token_hex(8)}"
-        self._file = os.fdopen(
-            os.memfd_create(self.name), "wb", buffering=0
-        )  # what a failed write leaves would come later
+        # Not buffered: what a failed write had left would be written before the next content.
+        self._file = os.fdopen(os.memfd_create(self.name), "wb", buffering=0)
 
     @property
     def path(self) -> str:

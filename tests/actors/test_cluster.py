@@ -370,7 +370,7 @@ GIB = 2**30
     [
         (100 * GIB, RLIM_INFINITY, 7 * GIB),  # Ray's default
         (2 * GIB, RLIM_INFINITY, 9 * GIB // 5),
-        (100 * GIB, GIB, GIB),
+        (100 * GIB, GIB, 9 * GIB // 10),
         (GIB // 16, RLIM_INFINITY, GIB // 2),  # a container's shared memory: Ray takes a disk
     ],
 )
