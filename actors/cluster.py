@@ -45,7 +45,7 @@ clusters are not supported here."""
 LEAST_STORE = 512 * 2**20
 """Least bytes of the object store of a local Ray, wherever they are."""
 MOST_OF_ROOM = 0.9
-"""Largest fraction that a local Ray's object store takes of the free shared memory, and of the limit of a file's size."""
+"""Largest fraction that a local Ray's object store takes of the free shared memory, and of a file's largest size."""
 
 GPU_TYPE = "accelerator_type:"
 """Prefix of the resource that names the type of a node's GPUs."""
