@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import os
 import secrets
-import shutil
 import signal
 import socket
 import sys
@@ -32,7 +31,7 @@ from rlhf.device import Device
 from rlhf.environment import forwarded
 from rlhf.errors import ClusterError, MachineryError
 from rlhf.placement.pools import NodeGPUs
-from rlhf.recovery.facts import SHARED_MEMORY
+from rlhf.recovery.facts import shared_memory
 from rlhf.recovery.leaving import leave
 from rlhf.recovery.leftovers import folders
 from rlhf.recovery.reaper import Reaper, end_sessions, remove_orphans
@@ -245,7 +244,7 @@ def _object_store() -> int:
 
     Ray would put the whole store on a disk if it did not fit, and with a lower limit would not start.
     """
-    room = [shutil.disk_usage(SHARED_MEMORY).free] if os.access(SHARED_MEMORY, os.W_OK) else []
+    room = [found[0]] if (found := shared_memory()) else []
     if (limit := getrlimit(RLIMIT_FSIZE)[0]) != RLIM_INFINITY:
         room.append(limit)
     bounds = (int(MOST_OF_ROOM * each) for each in room)

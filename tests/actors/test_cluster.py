@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from resource import RLIM_INFINITY
 from statistics import median
-from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -379,7 +378,7 @@ def test_a_local_store_takes_what_shared_memory_and_limits_allow(
 ) -> None:
     monkeypatch.setattr(own_ray, "resolve_object_store_memory", lambda available: 7 * GIB)
     monkeypatch.setattr(own_ray, "getrlimit", lambda kind: (limit, limit))
-    monkeypatch.setattr(own_ray.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+    monkeypatch.setattr(own_ray, "shared_memory", lambda: (free, free))
     assert own_ray._object_store() == expected
 
 
