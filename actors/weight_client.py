@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
@@ -68,7 +67,9 @@ class EngineClient:
         found = self._all("update_weights", dict.fromkeys(self._active() - self.on_other_hosts, (update_info,)))
         self.on_other_hosts |= {index for index, is_found in found.items() if is_found is False}
         if others := self._active() & self.on_other_hosts:
-            content = ray.put(np.fromfile(update_info["path"], dtype=np.uint8))
+            from rlhf.weights.shared_memory import chunk_content  # imports vLLM, as only the policy's process does
+
+            content = ray.put(chunk_content(update_info))
             self._all("update_weights", dict.fromkeys(others, (update_info, content)))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:

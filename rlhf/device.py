@@ -89,9 +89,14 @@ def engine_environment(device: Device, config: RolloutConfig, backend: str | Non
 
 
 def engine_modules(device: Device) -> tuple[str, ...]:
-    """Modules that an engine's process imports: with them vLLM, and its worker, which vLLM imports late."""
-    worker = "vllm.v1.worker.gpu_worker" if device == "cuda" else "vllm.v1.worker.cpu_worker"
-    return ("rlhf.generation.engine", worker)
+    """Modules that an engine's process imports: with them vLLM, and what is otherwise imported late.
+
+    These are vLLM's worker, and on CPUs the loop of fingerprints (``compiles_loops``).
+    """
+    late = (
+        ("vllm.v1.worker.gpu_worker",) if device == "cuda" else ("vllm.v1.worker.cpu_worker", "rlhf.weights.hash_loop")
+    )
+    return ("rlhf.generation.engine", *late)
 
 
 def prepare_engine_thread(device: Device) -> None:
@@ -127,10 +132,15 @@ def host_buffer(device: torch.device, size: int) -> torch.Tensor:
 def slice_elements(device: torch.device) -> int:
     """Elements that a chain of elementwise operations computes at a time.
 
-    On a CPU the temporaries (1 MiB in int64) stay in its cache: hashing takes a quarter of the time. On a GPU a slice
-    fills the device, and a temporary takes 128 MiB.
+    On a CPU the temporaries (1 MiB in int64) stay in its cache. On a GPU a slice fills the device, and a temporary
+    takes 128 MiB.
     """
     return 2**24 if device.type == "cuda" else 2**17
+
+
+def compiles_loops(values: torch.Tensor) -> bool:
+    """Whether numba compiles a loop over such numbers: floating-point numbers of 2 or 4 bytes on a CPU."""
+    return values.device.type == "cpu" and values.is_floating_point() and values.element_size() in (2, 4)
 
 
 def prefers_onednn(values: torch.Tensor) -> bool:

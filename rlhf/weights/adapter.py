@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf.weights.fingerprint import Fingerprint, element_hash_sum, group_of
+from rlhf.weights.element_hash import element_hash_sum
+from rlhf.weights.fingerprint import Fingerprint, group_of
 
 NUMBER = 1
 """vLLM's number of the adapter; there is one."""

@@ -10,45 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-import torch
 from torch import Tensor
 
-from rlhf.device import slice_elements
+from rlhf.weights.element_hash import element_hash_sum, signed64
 
 Fingerprint = dict[str, int]
 """Layer, or name of a tensor outside the layers → sum of element hashes, modulo 2^64 as a signed number."""
 
 HEAD = "lm_head.weight"
 """The output head's name in an engine, and so in fingerprints."""
-_BITS = {4: torch.int32, 2: torch.int16, 1: torch.int8}
-_ODD = (-7046029254386353131, -4658895280553007687)  # 0x9E3779B97F4A7C15 and 0xBF58476D1CE4E5B9 (splitmix64), signed
-
-
-def element_hash_sum(tensor: Tensor) -> int:
-    """Sum over elements of a 64-bit mix of their bits; 0 and −0 contribute 0, so that padding has no effect."""
-    flat, size = _flat(tensor.detach()), slice_elements(tensor.device)
-    sums = [_hash_sum(part) for part in flat.split(size)] if len(flat) else []
-    return signed64(sum(int(each) for each in sums))
-
-
-def _flat(tensor: Tensor) -> Tensor:
-    """(n,) elements in any order, without a copy if the tensor or its transpose is contiguous."""
-    return (tensor if tensor.is_contiguous() or tensor.ndim != 2 else tensor.t()).contiguous().view(-1)
-
-
-def _hash_sum(part: Tensor) -> Tensor:
-    positive = part + 0.0  # −0.0 + 0.0 = 0.0
-    mixed = positive.view(_BITS[part.element_size()]).to(torch.int64)
-    mixed *= _ODD[0]
-    mixed ^= mixed >> 31
-    mixed *= _ODD[1]
-    mixed ^= mixed >> 29
-    return mixed.sum()
-
-
-def signed64(value: int) -> int:
-    """The value modulo 2^64, as a signed 64-bit number."""
-    return (value + 2**63) % 2**64 - 2**63
 
 
 def group_of(name: str) -> str:

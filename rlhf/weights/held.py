@@ -28,6 +28,7 @@ _ROWS = 1024  # rows of the identity multiplied at a time
 def held_tensors(model: nn.Module, first_shard: bool = True) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, tensor) of all weights that the model computes with, fused as in the engine.
 
+    A repacked matrix comes in parts: the columns that one product recovers.
     A module that is shared between layers appears in each, because a tied output head may have a repacked copy, which
     is then the one in use; one that has two names within a layer (a router) appears once. Tensors that are replicated
     over tensor-parallel shards are yielded for the first shard only.
@@ -44,7 +45,8 @@ def held_tensors(model: nn.Module, first_shard: bool = True) -> Iterator[tuple[s
             if not (first_shard or _is_sharded(module, name)):
                 continue
             if name == "weight" and repacked is not None:
-                yield f"{path}.{name}", _unrepeated_rows(module, _recover_matrix(module, parameter))
+                for columns in _recovered_columns(module, parameter):
+                    yield f"{path}.{name}", _unrepeated_rows(module, columns)
             elif parameter.numel():
                 yield f"{path}.{name}", _unrepeated_rows(module, parameter)
 
@@ -64,12 +66,15 @@ def _unrepeated_rows(module: nn.Module, tensor: Tensor) -> Tensor:
     return tensor[: module.num_heads * module.head_size]  # query rows come first
 
 
-def _recover_matrix(module: nn.Module, parameter: Tensor) -> Tensor:
-    """The matrix W of a layer that only provides x·Wᵀ; exact, since each sum has a single non-zero term."""
+def _recovered_columns(module: nn.Module, parameter: Tensor) -> Iterator[Tensor]:
+    """Yield the columns of the matrix W of a layer that only provides x·Wᵀ, some at a time.
+
+    They are exact, since each sum has a single non-zero term.
+    """
     widths = ("input_size_per_partition", "input_size", "embedding_dim")
     width = next(getattr(module, name) for name in widths if getattr(module, name, None))
-    identity = torch.eye(width, dtype=parameter.dtype)
-    return torch.cat([module.cpu_linear(rows, parameter, None) for rows in identity.split(_ROWS)]).T
+    for rows in torch.eye(width, dtype=parameter.dtype).split(_ROWS):
+        yield module.cpu_linear(rows, parameter, None).T
 
 
 def _setup_and_repack(setup: Callable[..., None], experts: Any, layer: nn.Module, **weights: Tensor) -> None:

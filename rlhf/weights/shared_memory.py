@@ -7,10 +7,9 @@ backend is registered through the entry point group ``vllm.general_plugins``, so
 
 from __future__ import annotations
 
-import os
-import secrets
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import cycle
@@ -19,7 +18,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from vllm.distributed.weight_transfer.base import (
     TrainerInitInfo,
     TrainerWeightTransferEngine,
@@ -31,41 +31,11 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 
+from rlhf.weights.memory_file import MemoryFile, is_open, mapped
+
 NAME = "shared_memory"
 CHUNK_BYTES = 256 * 2**20
 """Size from which on a chunk is sent; a larger tensor forms a chunk by itself. Two chunks exist at a time."""
-
-
-class MemoryFile:
-    """A file without a place in any folder, which other processes of this host open through this one's descriptor.
-
-    Its memory stays until it is closed, or its process ends, however it ends. Content that replaces other content is
-    written to the same pages: the kernel clears those of a new file first, and a virtual machine may have to get them
-    from its host. In ``/dev/shm`` a container often has only 64 MiB.
-    """
-
-    def __init__(self) -> None:
-        self.name = f"rlhf-weights-{secrets.token_hex(8)}"
-        # Not buffered: what a failed write had left would be written before the next content.
-        self._file = os.fdopen(os.memfd_create(self.name), "wb", buffering=0)
-
-    @property
-    def path(self) -> str:
-        """Path by which other processes open it."""
-        return f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
-
-    def write(self, parts: Iterable[NDArray[np.uint8]]) -> None:
-        """Replace its content by these bytes, end to end."""
-        self._file.seek(0)
-        for part in parts:
-            rest = part.data
-            while len(rest):
-                rest = rest[self._file.write(rest) :]
-        self._file.truncate()
-
-    def close(self) -> None:
-        """Release its memory."""
-        self._file.close()
 
 
 @dataclass
@@ -91,18 +61,26 @@ class SharedMemoryUpdate(WeightTransferUpdateInfo):
     dtypes: list[str]
     shapes: list[list[int]]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors; the file can be longer."""
+        return sum(_nbytes(dtype, shape) for dtype, shape in zip(self.dtypes, self.shapes, strict=True))
+
 
 class SharedMemoryReceiver(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpdate]):
-    """Receiver in the engine's worker: reads chunks and loads them through vLLM's layerwise reload.
+    """Receiver in the engine's worker: maps chunks and loads them through vLLM's layerwise reload.
 
     The reload repacks matrices for the CPU.
     """
 
     init_info_cls = SharedMemoryInit
     update_info_cls = SharedMemoryUpdate
+    _contents: dict[tuple[str, str], Tensor]
+    """Memory of files that stay from update to update, by path and name."""
 
     def init_transfer_engine(self, init_info: SharedMemoryInit) -> None:
-        """Do nothing: this backend needs no rendezvous."""
+        """Forget the files of the sender before; this backend needs no rendezvous."""
+        self._contents = {}
 
     def start_weight_update(self) -> None:
         """Open a reload of the whole model."""
@@ -111,10 +89,11 @@ class SharedMemoryReceiver(WeightTransferEngine[SharedMemoryInit, SharedMemoryUp
         initialize_layerwise_reload(self.model)
 
     def finish_weight_update(self) -> None:
-        """Close the reload, which converts every layer back to its serving layout."""
+        """Close the reload, which converts every layer back to its serving layout, and release closed files."""
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         finalize_layerwise_reload(self.model, self.model_config)
+        self._contents = {place: content for place, content in self._contents.items() if is_open(*place)}
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """Load one chunk; the base class would synchronise an accelerator, which does not exist here."""
@@ -122,22 +101,40 @@ class SharedMemoryReceiver(WeightTransferEngine[SharedMemoryInit, SharedMemoryUp
 
     def receive_weights(self, update_info: SharedMemoryUpdate) -> None:
         """Load the tensors of a chunk."""
-        self.model.load_weights(read_chunk(update_info))
+        place = update_info.path, update_info.file
+        if (content := self._contents.get(place)) is None or len(content) < update_info.nbytes:
+            content = self._contents[place] = mapped(update_info.path)
+        self.model.load_weights(split_content(update_info, content))
+        _copy_waiting(self.model)
 
     def shutdown(self) -> None:
-        """Do nothing: no resources are held between updates."""
+        """Release the files."""
+        self._contents = {}
+
+
+def _copy_waiting(model: nn.Module) -> None:
+    """Copy tensors that vLLM keeps until their layer is complete: the sender writes the file again before that."""
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+    for layer in model.modules():
+        for _, given in get_layerwise_info(layer).loaded_weights:
+            given.arguments.update(tree_map_only(Tensor, _copy, dict(given.arguments)))
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_meta else tensor.clone()
 
 
 class SharedMemorySender(TrainerWeightTransferEngine[SharedMemoryTrainerInit]):
     """Sender on every trainer rank.
 
     All ranks iterate over the source, because gathering a ZeRO-3 tensor is collective; rank 0 writes the chunks and
-    calls the engines, which load a chunk while the next one is gathered and written.
+    calls the engines, which prepare while the first chunk is gathered and written, and load one while the next one is.
     """
 
     init_info_cls = SharedMemoryTrainerInit
-    _files: tuple[MemoryFile, MemoryFile]
-    """For a chunk that is written, and the one before, which engines load."""
+    _files: tuple[MemoryFile, ...] = ()
+    """For a chunk that is written, and the one before, which engines load; none except on rank 0."""
 
     @classmethod
     def trainer_init(
@@ -145,8 +142,8 @@ class SharedMemorySender(TrainerWeightTransferEngine[SharedMemoryTrainerInit]):
     ) -> Self:
         """Create the sender, and prepare the engines to receive."""
         sender = cls(client=client, source=source, is_sender=init_info.is_sender)
-        sender._files = (MemoryFile(), MemoryFile())
         if sender.is_sender:
+            sender._files = (MemoryFile(), MemoryFile())
             client.init_weight_transfer_engine({})
         return sender
 
@@ -157,10 +154,9 @@ class SharedMemorySender(TrainerWeightTransferEngine[SharedMemoryTrainerInit]):
             for _ in self.source:
                 pass
             return
-        self.client.start_weight_update()
-        files, sent = cycle(self._files), Future[None]()
-        sent.set_result(None)
+        files = cycle(self._files)
         with ThreadPoolExecutor(1) as calls:
+            sent = calls.submit(self.client.start_weight_update)
             for chunk in _chunks(self.source):
                 update = write_chunk(next(files), chunk)
                 sent.result()
@@ -187,15 +183,18 @@ def local_copy(update: Mapping[str, Any], content: np.ndarray) -> Iterator[dict[
         yield {**update, "path": file.path, "file": file.name}
 
 
+def chunk_content(update: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """(bytes,) content of the chunk's file, given its ``SharedMemoryUpdate`` as a dictionary."""
+    content: NDArray[np.uint8] = mapped(update["path"])[: SharedMemoryUpdate(**update).nbytes].numpy()
+    return content
+
+
 def is_here(update: Mapping[str, Any]) -> bool:
     """Whether the chunk's file is one of this host, given its ``SharedMemoryUpdate`` as a dictionary.
 
     On another host, or in another container, the same path may lead to nothing, or to another file.
     """
-    try:
-        return os.readlink(update["path"]).startswith(f"/memfd:{update['file']} ")
-    except OSError:
-        return False
+    return is_open(update["path"], update["file"])
 
 
 def _chunks(source: WeightSource) -> Iterator[list[tuple[str, Tensor]]]:
@@ -214,7 +213,7 @@ def _chunks(source: WeightSource) -> Iterator[list[tuple[str, Tensor]]]:
 
 def write_chunk(file: MemoryFile, tensors: list[tuple[str, Tensor]]) -> SharedMemoryUpdate:
     """Write tensors to a file, end to end, and return the chunk's description."""
-    file.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy() for _, tensor in tensors)
+    file.write([tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy() for _, tensor in tensors])
     return SharedMemoryUpdate(
         path=file.path,
         file=file.name,
@@ -224,17 +223,20 @@ def write_chunk(file: MemoryFile, tensors: list[tuple[str, Tensor]]) -> SharedMe
     )
 
 
-def read_chunk(update: SharedMemoryUpdate) -> list[tuple[str, Tensor]]:
-    """Read the tensors of a chunk, as views of one copy of the file where alignment allows."""
-    data = torch.from_numpy(np.fromfile(update.path, dtype=np.uint8))
+def split_content(update: SharedMemoryUpdate, content: Tensor) -> list[tuple[str, Tensor]]:
+    """The tensors of a chunk, as views of its content where alignment allows."""
     tensors, offset = [], 0
     for name, dtype_name, shape in zip(update.names, update.dtypes, update.shapes, strict=True):
-        dtype = getattr(torch, dtype_name)
-        size = int(np.prod(shape)) * dtype.itemsize
-        piece = data[offset : offset + size]
+        dtype, size = getattr(torch, dtype_name), _nbytes(dtype_name, shape)
+        piece = content[offset : offset + size]
         tensors.append((name, (piece if offset % dtype.itemsize == 0 else piece.clone()).view(dtype).view(shape)))
         offset += size
     return tensors
+
+
+def _nbytes(dtype_name: str, shape: Sequence[int]) -> int:
+    dtype: torch.dtype = getattr(torch, dtype_name)
+    return math.prod(shape) * dtype.itemsize
 
 
 def register() -> None:

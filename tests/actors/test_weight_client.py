@@ -6,16 +6,19 @@ import asyncio
 import os
 import time
 from contextlib import suppress
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pytest
 import ray
+import torch
 
 from actors.weight_client import EngineClient
 from rlhf.errors import LostError, MachineryError
 from rlhf.weights.aborts import ABORTED
+from rlhf.weights.memory_file import MemoryFile
+from rlhf.weights.shared_memory import write_chunk
 
 
 class Engine:
@@ -88,12 +91,12 @@ class Host:
         return self.taken
 
 
-def test_engines_on_other_hosts_are_sent_what_is_in_the_file(local_ray: None, tmp_path: Path) -> None:
+def test_engines_on_other_hosts_are_sent_what_is_in_the_file(local_ray: None) -> None:
     engines = [ray.remote(Host).options(num_cpus=0).remote(sees_files) for sees_files in (True, False)]
-    client = EngineClient(engines, 1, 30)
-    for chunk in (bytes([1, 2]), bytes([3])):
-        (tmp_path / "chunk").write_bytes(chunk)
-        client.update_weights({"path": str(tmp_path / "chunk")})
+    client, file = EngineClient(engines, 1, 30), MemoryFile()
+    for chunk in ([1, 2], [3]):
+        client.update_weights(asdict(write_chunk(file, [("bytes", torch.tensor(chunk, dtype=torch.uint8))])))
+    file.close()
     assert ray.get(engines[0].seen.remote(), timeout=30) == [None, None]
     assert ray.get(engines[1].seen.remote(), timeout=30) == [None, [1, 2], [3]], "asked once whether it sees files"
 

@@ -21,7 +21,8 @@ from rlhf.errors import CanaryError
 from rlhf.roles.assemble import BatchReport
 from rlhf.run_state import RunState
 from rlhf.weights.fingerprint import differences, fingerprint
-from rlhf.weights.shared_memory import MemoryFile, write_chunk
+from rlhf.weights.memory_file import MemoryFile
+from rlhf.weights.shared_memory import write_chunk
 from tests.end_to_end.in_process import small_trainer
 from tests.end_to_end.sabotage import SabotagedPolicy
 

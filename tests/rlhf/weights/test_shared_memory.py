@@ -3,21 +3,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from resource import RLIMIT_FSIZE, RUSAGE_SELF, getrlimit, getrusage, setrlimit
-from subprocess import run
 from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 
 from rlhf.weights import shared_memory
+from rlhf.weights.memory_file import MemoryFile, mapped
 from rlhf.weights.sender import make_sender
-from rlhf.weights.shared_memory import MemoryFile, SharedMemoryUpdate, is_here, local_copy, read_chunk, write_chunk
+from rlhf.weights.shared_memory import (
+    SharedMemoryInit,
+    SharedMemoryReceiver,
+    SharedMemoryUpdate,
+    chunk_content,
+    is_here,
+    local_copy,
+    split_content,
+    write_chunk,
+)
 
 ODD = [
     ("a", torch.tensor([1.5, -2.5, 3.5], dtype=torch.bfloat16)),
@@ -38,66 +46,42 @@ def assert_same(found: list[tuple[str, Tensor]], expected: list[tuple[str, Tenso
         assert one.dtype == other.dtype and torch.equal(one, other), name
 
 
+def read(update: SharedMemoryUpdate) -> list[tuple[str, Tensor]]:
+    """Copies of a chunk's tensors."""
+    return [(name, tensor.clone()) for name, tensor in split_content(update, mapped(update.path))]
+
+
 @pytest.fixture
 def file() -> Iterator[MemoryFile]:
     """A file with other content, longer than that of the tests."""
     file = MemoryFile()
-    file.write([np.full(4096, 7, dtype=np.uint8)])
+    write_chunk(file, [("other", torch.full((1024,), 7.0))])
     yield file
     file.close()
 
 
 def test_a_chunk_comes_back_as_it_was_written(file: MemoryFile) -> None:
     update = write_chunk(file, ODD)
-    assert Path(file.path).stat().st_size == sum(tensor.nbytes for _, tensor in ODD)
+    assert update.nbytes == sum(tensor.nbytes for _, tensor in ODD)
     assert update.dtypes[:3] == ["bfloat16", "float32", "int8"] and update.shapes[-2] == [5, 2]
-    assert_same(read_chunk(update), ODD)
+    assert_same(read(update), ODD)
 
 
-def test_what_was_read_outlives_the_file(file: MemoryFile) -> None:
-    found = read_chunk(write_chunk(file, ODD))
-    write_chunk(file, [("other", torch.full((40,), 9.0))])
+def test_a_chunk_of_empty_tensors_comes_back() -> None:
+    file = MemoryFile()
+    assert_same(read(write_chunk(file, ODD[4:5])), ODD[4:5])
     file.close()
-    assert_same(found, ODD)
-
-
-def test_another_process_reads_it_and_nothing_of_it_lies_in_a_folder(file: MemoryFile) -> None:
-    file.write([np.frombuffer(b"content", dtype=np.uint8)])
-    assert run(["cat", file.path], capture_output=True, check=True).stdout == b"content"
-    assert not list(Path("/dev/shm").glob(f"*{file.name}*"))
-
-
-def test_new_content_takes_the_pages_of_the_old(file: MemoryFile) -> None:
-    """They are still mapped: 64 MiB of new ones would take a page fault for each 16."""
-    file.write([np.full(2**26, 1, dtype=np.uint8)])
-    mapped, others = np.memmap(file.path, mode="r"), np.full((2, 2**25), 2, dtype=np.uint8)
-    assert mapped.sum() == 2**26
-    faults = getrusage(RUSAGE_SELF).ru_minflt
-    file.write(others)
-    assert mapped.sum() == 2 * 2**26
-    assert getrusage(RUSAGE_SELF).ru_minflt - faults < 500
-
-
-def test_a_failed_write_leaves_nothing_for_the_next_one(file: MemoryFile) -> None:
-    limits = getrlimit(RLIMIT_FSIZE)
-    try:
-        setrlimit(RLIMIT_FSIZE, (100, limits[1]))
-        with pytest.raises(OSError, match="File too large"):
-            write_chunk(file, [("a", torch.ones(30))])
-        small = write_chunk(file, ODD[:2])
-    finally:
-        setrlimit(RLIMIT_FSIZE, limits)
-    assert_same(read_chunk(small), ODD[:2])
 
 
 def test_a_chunk_of_another_host_is_a_file_here_for_a_moment(file: MemoryFile) -> None:
     update = asdict(write_chunk(file, ODD))
-    content = np.fromfile(file.path, dtype=np.uint8)
+    content = chunk_content(update).copy()
+    assert len(content) == sum(tensor.nbytes for _, tensor in ODD), "without the rest of a longer one"
     file.close()
     assert not is_here(update)
     with local_copy(update, content) as here:
         assert is_here(here)
-        assert_same(read_chunk(SharedMemoryUpdate(**here)), ODD)
+        assert_same(read(SharedMemoryUpdate(**here)), ODD)
     assert not is_here(here)
 
 
@@ -144,7 +128,7 @@ class ReadingClient:
     def update_weights(self, update_info: dict[str, Any]) -> None:
         self.calls.append("update")
         self.files.append(Path(update_info["path"]))
-        self.chunks.append(read_chunk(SharedMemoryUpdate(**update_info)))
+        self.chunks.append(read(SharedMemoryUpdate(**update_info)))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         self.calls.append("finish")
@@ -245,3 +229,117 @@ def test_the_backend_is_registered_once_however_often_it_is_asked() -> None:
     shared_memory.register()
     assert shared_memory.NAME in WeightTransferEngineFactory._registry
     assert shared_memory.NAME in WeightTransferTrainerFactory._registry
+
+
+class Halves(nn.Module):
+    """A layer of vLLM's kind: its parameter is loaded in two halves, and processed when both are there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2, 4), requires_grad=False)
+        self.weight.weight_loader = self.load  # type: ignore[attr-defined]
+
+    @staticmethod
+    def load(param: Tensor, loaded_weight: Tensor, half: int) -> None:
+        param.data[half] = loaded_weight
+
+
+class Loading(nn.Module):
+    """A model of such layers, in which tensor ``n.half`` is a half of layer n."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([Halves() for _ in range(layers)])
+
+    def load_weights(self, weights: list[tuple[str, Tensor]]) -> None:
+        for name, tensor in weights:
+            layer, half = map(int, name.split("."))
+            parameter = self.layers[layer].weight
+            parameter.weight_loader(parameter, tensor, half)
+
+
+class Receiving(ReadingClient):
+    """An engine's worker with vLLM's layerwise reload."""
+
+    def __init__(self, layers: int) -> None:
+        from vllm.model_executor.model_loader.reload import record_metadata_for_reloading
+
+        super().__init__()
+        self.model = Loading(layers)
+        record_metadata_for_reloading(self.model)
+        self.receiver = object.__new__(SharedMemoryReceiver)
+        self.receiver.model, self.receiver.model_config = self.model, SimpleNamespace(dtype=torch.float32)
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        self.receiver.init_transfer_engine(SharedMemoryInit())
+
+    def start_weight_update(self) -> None:
+        self.receiver.start_weight_update()
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        self.files.append(Path(update_info["path"]))
+        self.receiver.receive_weights(SharedMemoryUpdate(**update_info))
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        self.receiver.finish_weight_update()
+
+    def held(self) -> Tensor:
+        return torch.stack([layer.weight.clone() for layer in self.model.layers])
+
+
+@pytest.mark.parametrize("chunk_bytes", [16, 48, 10_000])
+def test_a_layer_may_come_in_chunks_of_which_the_first_is_overwritten(
+    chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first halves of all layers come before the second ones, in files that are written again in between."""
+    monkeypatch.setattr(shared_memory, "CHUNK_BYTES", chunk_bytes)
+    values, client = torch.zeros(5, 2, 4), Receiving(layers=5)
+    source = ListSource([(f"{layer}.{half}", values[layer, half]) for half in range(2) for layer in range(5)])
+    sender = make_sender("shared_memory", 0, 1, client, source, "127.0.0.1", 0)
+    for version in range(3):
+        values.copy_(torch.arange(40.0).reshape(5, 2, 4) + 100 * version)
+        sender.send_weights()
+        assert torch.equal(client.held(), values)
+
+
+def test_a_receiver_keeps_the_memory_of_open_files_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a sender stay mapped; a copy from another host, or a sender that is gone, leaves nothing."""
+    monkeypatch.setattr(shared_memory, "CHUNK_BYTES", 40)
+    client, source = (
+        Receiving(layers=2),
+        ListSource([(f"{i // 2}.{i % 2}", torch.full((4,), 1.0 + i)) for i in range(4)]),
+    )
+    sender = make_sender("shared_memory", 0, 1, client, source, "127.0.0.1", 0)
+    sender.send_weights()
+    first = {place: content.data_ptr() for place, content in client.receiver._contents.items()}
+    sender.send_weights()
+    assert len(first) == 2 and first == {place: each.data_ptr() for place, each in client.receiver._contents.items()}
+
+    file = MemoryFile()
+    update = asdict(write_chunk(file, source.tensors))
+    client.start_weight_update()
+    with local_copy(update, chunk_content(update)) as here:
+        client.update_weights(here)
+        assert len(client.receiver._contents) == 3
+    client.finish_weight_update()
+    assert client.receiver._contents.keys() == first.keys()
+    sender.shutdown()
+    client.start_weight_update()
+    client.update_weights(update)
+    client.finish_weight_update()
+    assert [place for place, _ in client.receiver._contents] == [file.path]
+    client.receiver.shutdown()
+    assert not client.receiver._contents
+    file.close()
+
+
+def test_a_file_that_has_grown_is_mapped_anew() -> None:
+    client, file = Receiving(layers=2), MemoryFile()
+    client.init_weight_transfer_engine({})
+    for count in (1, 4):
+        tensors = [(f"{i // 2}.{i % 2}", torch.full((4,), 1.0 + i)) for i in range(count)]
+        client.start_weight_update()
+        client.update_weights(asdict(write_chunk(file, tensors)))
+        client.finish_weight_update()
+    assert torch.equal(client.held()[1, 1], torch.full((4,), 4.0))
+    file.close()
