@@ -85,6 +85,8 @@ QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
 RAYLET_NAME = "raylet"
 NEEDED = {ray_constants.PROCESS_TYPE_RAYLET: RAYLET_NAME, ray_constants.PROCESS_TYPE_GCS_SERVER: "GCS"}
 """Processes of Ray without which no actor can be reached, and their names in messages."""
+GCS_FLAG = "--gcs-address="
+"""Option of Ray's processes that names the cluster to which they belong."""
 SPILLED = ray_constants.DEFAULT_OBJECT_PREFIX
 """Beginning of the names of folders to which a raylet spills objects."""
 
@@ -190,9 +192,31 @@ def join(address: str) -> None:
     """
     with _started(f"no Ray cluster could be joined at {address}"), _own_signal():
         if not ray.is_initialized():
+            address = _running_cluster() if address == "auto" else address
             _prepare_to_join(address)
         os.environ[RAYLET] = str(os.getpid())
         ray.init(address=address, ignore_reinit_error=True, **QUIET)
+
+
+def _running_cluster() -> str:
+    """Address of the cluster of this node.
+
+    Unlike Ray, this passes over the local Rays of other commands, which those end with themselves. If there are
+    several clusters, it is that of the last ``ray start``.
+
+    Raises:
+        ConnectionError: there is none.
+    """
+    if named := os.environ.get(ray_constants.RAY_ADDRESS_ENVIRONMENT_VARIABLE):
+        return named
+    found, local = set(services.find_gcs_addresses()), set()
+    for process in psutil.process_iter(["name", "cmdline", "environ"]):
+        if process.info["name"] == RAYLET_NAME and OWN_RAY.items() <= (process.info["environ"] or {}).items():
+            local |= {word.removeprefix(GCS_FLAG) for word in process.info["cmdline"] if word.startswith(GCS_FLAG)}
+    last, others = services.find_bootstrap_address(None), sorted(found - local)
+    if not others:
+        raise ConnectionError(f"none runs on this machine{', but for those of other commands' if local else ''}")
+    return last if last in others else others[0]
 
 
 def _prepare_to_join(address: str) -> None:
@@ -204,10 +228,7 @@ def _prepare_to_join(address: str) -> None:
     Raises:
         OSError: nothing listens there.
     """
-    found = services.get_ray_address_from_environment(address, None) if address == "auto" else address
-    if found is None:
-        return  # which Ray reports at once
-    host, _, port = found.rpartition(":")
+    host, _, port = address.rpartition(":")
     host = host.rpartition("/")[2].strip("[]")
     if not port.isdigit():
         return  # a mistake, which Ray reports

@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 import pytest
 import ray
+from ray._private import services
 from ray.exceptions import RaySystemError, RpcError
 
 from actors import cluster as own_ray
@@ -319,6 +320,25 @@ def test_a_command_that_is_killed_leaves_nothing_of_ray(command: Command) -> Non
     assert {"raylet", "GCS", "worker", "child"} <= {name for name, process in command.all.items() if is_alive(process)}
     command.process.kill()
     assert command.left(20.0) == []
+
+
+def test_auto_is_the_cluster_of_ray_start_and_no_local_ray_of_another_command(
+    command: Command, alone: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = psutil.Process(command.all["raylet"]).cmdline()
+    [local] = [word.removeprefix(own_ray.GCS_FLAG) for word in words if word.startswith(own_ray.GCS_FLAG)]
+    assert local in services.find_gcs_addresses(), "Ray would join it"
+    monkeypatch.setattr(services, "find_gcs_addresses", lambda: {local})
+    monkeypatch.setattr(services, "find_bootstrap_address", lambda folder: "10.0.0.3:6379")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(MachineryError, match="at auto: .*none runs on this machine, but for those of other commands"):
+        join("auto")
+    monkeypatch.setattr(services, "find_gcs_addresses", lambda: {"10.0.0.2:6379", local, "10.0.0.3:6379"})
+    assert own_ray._running_cluster() == "10.0.0.3:6379", "that of the last `ray start`"
+    monkeypatch.setattr(services, "find_bootstrap_address", lambda folder: None)
+    assert own_ray._running_cluster() == "10.0.0.2:6379"
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.4:6379")
+    assert own_ray._running_cluster() == "10.0.0.4:6379"
 
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("raylet", "dashboard agent")]
