@@ -183,7 +183,7 @@ def _shares() -> str:
 
 def _verdict(plan: Plan) -> Iterator[str]:
     if plan.fits:
-        yield "It fits."
+        yield "It fits the GPUs. Not judged: the nodes' own memory, and whether runs_dir is fast enough for a stop."
         return
     yield "It does not fit. Smallest change found: " + (
         _settings(plan.change) if plan.change else "none on this cluster by changes of placement alone"

@@ -29,7 +29,7 @@ def test_the_same_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", RECIPE, "rollout.engines=1", *CLUSTER, "--stage", "ppo"]) == 0
     said = capsys.readouterr().out
     assert "rollout        1 engine of 8 GPUs: node 5 GPU 0-7" in said
-    assert said.endswith("It fits.\n")
+    assert "\nIt fits the GPUs. Not judged: " in said
 
 
 def test_what_does_not_fit_is_an_answer(capsys: pytest.CaptureFixture[str]) -> None:

@@ -258,7 +258,7 @@ def test_what_an_engine_does_not_hold_at_once_waits() -> None:
 def test_a_plan_that_fits_says_so_and_is_json() -> None:
     plan = planned(recipe(**SMALL))
     assert plan.fits and plan.change is None and plan.larger is None
-    assert show(plan).endswith("It fits.")
+    assert "It fits the GPUs. Not judged: " in show(plan).splitlines()[-1]
     values = json.loads(json.dumps(as_values(plan)))
     stage = values["stages"]["ppo"]
     policy = stage["memory"]["policy"]
