@@ -189,9 +189,16 @@ def check_models_of_ppo(session: Session) -> None:
     Raises:
         UserError: an initial model of PPO is missing, or was trained with another configuration.
     """
-    _ = session.policy_start, session.reward_models, session.held_out_model
+    models = ["policy_start", "reward_models", "held_out_model"]
     if session.recipe.algorithm.has_critic:
-        _ = session.critic_start
+        models.append("critic_start")
+    wrong: dict[str, UserError] = {}  # by message: several may start from the same model
+    for name in models:
+        try:
+            getattr(session, name)
+        except UserError as error:
+            wrong[str(error)] = error
+    raise_all(list(wrong.values()), f"the models of the recipe {session.recipe.name!r}")
 
 
 def check_classifiers(session: Session, stage: str) -> None:

@@ -187,7 +187,9 @@ def test_a_warm_up_longer_than_the_data_is_refused_before_anything_starts(
 
 def test_ppo_before_the_stages_it_starts_from_is_refused(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = given(workplace, "prompts")
-    assert "run `rlhf sft`" in refusal(workplace, capsys, "ppo", "run.yaml", *settings)
+    said = refusal(workplace, capsys, "ppo", "run.yaml", *settings)
+    assert "run `rlhf sft`" in said and "run `rlhf reward`" in said, "all models that are missing"
+    assert ": 2 problems" in said, "the critic starts from the same models"
 
 
 def given(workplace: Path, stage: str, *settings: str) -> list[str]:
