@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from examples.travel.answers import write_answer, write_flawed_answer, write_ideal_answer
 from examples.travel.guideline import quality
@@ -26,7 +27,7 @@ FLAWED_SHARE = 0.25
 Row = dict[str, str]
 
 
-def make_data(out: Path, seed: int, demonstrations: int, preferences: int, prompts: int) -> dict[str, object]:
+def make_data(out: Path, seed: int, demonstrations: int, preferences: int, prompts: int) -> dict[str, Any]:
     """Write ``demonstrations.jsonl``, ``preferences.jsonl``, ``prompts.jsonl`` and ``meta.json`` into ``out``.
 
     The prompts of ``prompts.jsonl`` occur in neither of the other files. The same arguments give the same bytes.
@@ -140,12 +141,17 @@ def main() -> int:
         "--preferences", type=int, default=3000, help="comparisons for the reward model (default: %(default)s)"
     )
     parser.add_argument("--prompts", type=int, default=1500, help="prompts for PPO (default: %(default)s)")
+    given = parser.parse_args()
     try:
-        meta = make_data(**vars(parser.parse_args()))
+        meta = make_data(**vars(given))
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    print(json.dumps(meta, indent=2))
+    print(f"written to {given.out}, with what it is made of in meta.json:")
+    for kind, count in meta["counts"].items():
+        print(f"  {kind + '.jsonl':<21}{count:>6,} rows")
+    print(f"the simulated raters disagree: no reward model has an accuracy above {meta['accuracy_ceiling']:.3f}")
+    print(f"mean quality: demonstrations {meta['demonstration_quality']:.2f}, best answers {meta['best_quality']:.2f}")
     return 0
 
 
