@@ -41,6 +41,8 @@ LOCAL = "127.0.0.1"
 OWN_RAY = {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
 """Variables of a local Ray's processes. Ray replaces 127.0.0.1 by the host's external address, unless it believes that
 clusters are not supported here."""
+MARK = {"RLHF_LOCAL_RAY": "1"}
+"""Variable by which other commands recognise a local Ray's processes."""
 LEAST_STORE = 512 * 2**20
 """Least bytes of the object store of a local Ray, wherever they are."""
 MOST_OF_ROOM = 0.9
@@ -211,7 +213,7 @@ def _running_cluster() -> str:
         return named
     found, local = set(services.find_gcs_addresses()), set()
     for process in psutil.process_iter(["name", "cmdline", "environ"]):
-        if process.info["name"] == RAYLET_NAME and OWN_RAY.items() <= (process.info["environ"] or {}).items():
+        if process.info["name"] == RAYLET_NAME and MARK.items() <= (process.info["environ"] or {}).items():
             local |= {word.removeprefix(GCS_FLAG) for word in process.info["cmdline"] if word.startswith(GCS_FLAG)}
     last, others = services.find_bootstrap_address(None), sorted(found - local)
     if not others:
@@ -240,7 +242,7 @@ def _prepare_to_join(address: str) -> None:
 
 def _start_own(reaper: Reaper) -> None:
     """Start a local Ray; the reaper learns of each of its processes."""
-    os.environ.update(OWN_RAY)
+    os.environ.update(OWN_RAY | MARK)
     ray_constants.ENABLE_RAY_CLUSTER = False
     for name, value in CLOSED.items():
         os.environ.setdefault(name, value)

@@ -1,7 +1,7 @@
 """The sum of hashes of a tensor's elements: passes of PyTorch on GPUs, on CPUs a loop that numba compiles.
 
-Both forms give the same sum. On a CPU PyTorch's nine passes over 64-bit numbers take fifteen times as long as the loop,
-and trainer and engine hash all weights in every publish.
+Both forms give the same sum, but for a NaN whose bits PyTorch's addition changes. On a CPU PyTorch's nine passes over
+64-bit numbers take fifteen times as long as the loop, and trainer and engine hash all weights in every publish.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class MemoryFile:
         """Replace its content by these bytes, end to end; what lies behind them, of longer content, stays.
 
         Raises:
-            OSError: there is no room for them; the content is as it was.
+            OSError: a limit of this process leaves no room for them; the content is as it was.
         """
         size, begin = sum(part.size for part in parts), 0
         if size > self._memory.size:

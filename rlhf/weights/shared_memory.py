@@ -93,7 +93,7 @@ class SharedMemoryReceiver(WeightTransferEngine[SharedMemoryInit, SharedMemoryUp
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         finalize_layerwise_reload(self.model, self.model_config)
-        self._contents = {place: content for place, content in self._contents.items() if is_open(*place)}
+        self._release_closed()
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """Load one chunk; the base class would synchronise an accelerator, which does not exist here."""
@@ -103,26 +103,32 @@ class SharedMemoryReceiver(WeightTransferEngine[SharedMemoryInit, SharedMemoryUp
         """Load the tensors of a chunk."""
         place = update_info.path, update_info.file
         if (content := self._contents.get(place)) is None or len(content) < update_info.nbytes:
+            self._release_closed()  # copies of chunks from another host: each is a file by itself
             content = self._contents[place] = mapped(update_info.path)
         self.model.load_weights(split_content(update_info, content))
-        _copy_waiting(self.model)
+        _copy_waiting(self.model, content)
 
     def shutdown(self) -> None:
         """Release the files."""
         self._contents = {}
 
+    def _release_closed(self) -> None:
+        self._contents = {place: content for place, content in self._contents.items() if is_open(*place)}
 
-def _copy_waiting(model: nn.Module) -> None:
-    """Copy tensors that vLLM keeps until their layer is complete: the sender writes the file again before that."""
+
+def _copy_waiting(model: nn.Module, content: Tensor) -> None:
+    """Copy what vLLM keeps of a chunk until its layer is complete: the sender writes the file again before that."""
     from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+    begin = content.data_ptr()
+    places = range(begin, begin + len(content))
+
+    def copy(tensor: Tensor) -> Tensor:
+        return tensor.clone() if not tensor.is_meta and tensor.data_ptr() in places else tensor
 
     for layer in model.modules():
         for _, given in get_layerwise_info(layer).loaded_weights:
-            given.arguments.update(tree_map_only(Tensor, _copy, dict(given.arguments)))
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor if tensor.is_meta else tensor.clone()
+            given.arguments.update(tree_map_only(Tensor, copy, dict(given.arguments)))
 
 
 class SharedMemorySender(TrainerWeightTransferEngine[SharedMemoryTrainerInit]):

@@ -341,6 +341,24 @@ def test_auto_is_the_cluster_of_ray_start_and_no_local_ray_of_another_command(
     assert own_ray._running_cluster() == "10.0.0.4:6379"
 
 
+def test_a_cluster_that_listens_on_this_machine_only_is_no_local_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``launch/head.sh`` gives its processes the variable by which Ray keeps to 127.0.0.1, as a local Ray does."""
+    (tmp_path / "raylet").write_text("#!/bin/sh\nread line\n")
+    (tmp_path / "raylet").chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if name not in own_ray.MARK} | own_ray.OWN_RAY
+    command = [tmp_path / "raylet", f"{own_ray.GCS_FLAG}127.0.0.1:1"]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE) as process:
+        while psutil.Process(process.pid).name() != "raylet":
+            time.sleep(0.01)
+        monkeypatch.setattr(services, "find_gcs_addresses", lambda: {"127.0.0.1:1"})
+        monkeypatch.setattr(services, "find_bootstrap_address", lambda folder: None)
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        assert own_ray._running_cluster() == "127.0.0.1:1"
+        process.communicate(b"end\n", timeout=20)
+
+
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("raylet", "dashboard agent")]
 
 

@@ -7,6 +7,7 @@ import struct
 from typing import Any
 
 import numba
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -62,20 +63,41 @@ def test_a_matrix_in_any_layout_is_hashed_by_the_loop(monkeypatch: pytest.Monkey
     assert element_hash_sum(tensor[:0]) == 0
 
 
-@pytest.mark.parametrize("error", [RuntimeError("no locator available"), OSError("read-only file system")])
-def test_where_nothing_can_be_kept_each_process_compiles(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def without_kept(monkeypatch: pytest.MonkeyPatch, kept: Any) -> list[bool]:
+    """Has numba give what was kept, or raise it; returns a list that grows with each compilation without keeping."""
     compiled, compiler = [], numba.njit
 
-    def without_cache(*arguments: Any, cache: bool = False, **options: Any) -> Any:
-        if cache:
-            raise error
-        compiled.append(True)
-        return compiler(*arguments, **options)
+    def njit(*arguments: Any, cache: bool = False, **options: Any) -> Any:
+        if not cache:
+            compiled.append(True)
+            return compiler(*arguments, **options)
+        if isinstance(kept, Exception):
+            raise kept
+        return lambda loop: kept
 
-    monkeypatch.setattr(numba, "njit", without_cache)
+    monkeypatch.setattr(numba, "njit", njit)
+    return compiled
+
+
+def other_shift(bits: np.ndarray, minus_zero: int, factor: int, other: int) -> np.int64:
+    return hash_loop.hash_loop(bits, minus_zero, factor, other - 2)
+
+
+KEPT = [RuntimeError("no locator available"), OSError("read-only file system"), EOFError("damaged"), other_shift]
+
+
+@pytest.mark.parametrize("kept", KEPT, ids=lambda kept: getattr(kept, "__name__", type(kept).__name__))
+def test_where_the_loop_is_not_kept_each_process_compiles_it(kept: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = without_kept(monkeypatch, kept)
     bits = matrix().flatten().view(torch.int32)
     assert int(hash_loop.compiled()(bits.numpy(), 0, *FACTORS)) == int(passes(bits.view(torch.float32)))
     assert compiled == [True]
+
+
+def test_what_is_kept_and_right_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = hash_loop.hash_loop
+    assert without_kept(monkeypatch, kept) == []
+    assert hash_loop.compiled() is kept
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int64, torch.float64])

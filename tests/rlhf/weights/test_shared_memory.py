@@ -343,3 +343,32 @@ def test_a_file_that_has_grown_is_mapped_anew() -> None:
         client.finish_weight_update()
     assert torch.equal(client.held()[1, 1], torch.full((4,), 4.0))
     file.close()
+
+
+def test_copies_of_chunks_from_another_host_are_held_one_at_a_time(file: MemoryFile) -> None:
+    """Each is a file by itself: with all of them an engine would hold the whole model twice until the end."""
+    client = Receiving(layers=3)
+    client.init_weight_transfer_engine({})
+    client.start_weight_update()
+    for layer in range(3):
+        halves = [(f"{layer}.{half}", torch.full((4,), 1.0 + layer)) for half in range(2)]
+        update = asdict(write_chunk(file, halves))
+        with local_copy(update, chunk_content(update)) as here:
+            client.update_weights(here)
+            assert [path for path, _ in client.receiver._contents] == [here["path"]]
+    client.finish_weight_update()
+    assert client.receiver._contents == {}
+    assert torch.equal(client.held()[:, 0, 0], torch.tensor([1.0, 2.0, 3.0]))
+
+
+def test_what_waits_for_the_rest_of_its_layer_is_copied_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A vocabulary that vLLM pads waits until the end, through all chunks."""
+    monkeypatch.setattr(shared_memory, "CHUNK_BYTES", 16)
+    client, copies = Receiving(layers=4), []
+    clone = Tensor.clone
+    monkeypatch.setattr(Tensor, "clone", lambda self: copies.append(self) or clone(self))
+    names = ["0.0", *(f"{layer}.{half}" for layer in range(1, 4) for half in range(2)), "0.1"]
+    source = ListSource([(name, torch.full((4,), float(i))) for i, name in enumerate(names)])
+    make_sender("shared_memory", 0, 1, client, source, "127.0.0.1", 0).send_weights()
+    assert len(client.files) == 8
+    assert len(copies) == 4, "the first half of each layer"
