@@ -844,8 +844,8 @@ class PlacementConfig:
     second; only in a Ray that the command starts. ``spawn``: each imports for itself, in some ten seconds of a core.
     By default ``fork`` on CPUs, and ``spawn`` on GPUs and on a running cluster."""
     ray_address: StrictStr | None = None
-    """Address of a running Ray cluster, or ``auto`` to find it; by default a local Ray is started, which listens on
-    127.0.0.1."""
+    """Address of a running Ray cluster, or ``auto`` for that of ``ray start`` on this machine; by default a local Ray
+    is started, which listens on 127.0.0.1 and no other command joins."""
     start_timeout_seconds: Seconds = 600.0
     """Deadline for all actors to be placed and loaded."""
     phase_timeout_seconds: Seconds = 1800.0
