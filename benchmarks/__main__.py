@@ -46,10 +46,29 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=Path("runs/bench"), help="for models, prompts, runs and logs")
     parser.add_argument("--out", type=Path, help="the results' file, instead of one in benchmarks/results")
     options = parser.parse_args(arguments)
+    if options.samples is not None and (options.samples < 16 or options.samples % 16):
+        parser.error(f"--samples {options.samples} is no multiple of 16")
+    if options.rounds < 1 or options.steps < 1:
+        parser.error("--rounds and --steps must be at least 1")
     if options.quick:
         options.rounds, options.steps, options.budgets = 1, 1, ()
         options.only = options.only or QUICK
     return options
+
+
+def make_folders(options: argparse.Namespace) -> None:
+    """Make the folders that are written to, before anything is timed.
+
+    Raises:
+        SystemExit: one cannot be made.
+    """
+    for folder in [options.folder, *([options.out.parent] if options.out else [])]:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SystemExit(
+                f"{folder}: {error.strerror}\n  fix: --folder and --out name places to write to"
+            ) from error
 
 
 def chosen_workloads(options: argparse.Namespace) -> list[Workload]:
@@ -80,7 +99,7 @@ def main() -> None:
     """Time everything, write the results and print the tables."""
     options = parse()
     works, packages = chosen_workloads(options), trl_packages(options)
-    options.folder.mkdir(parents=True, exist_ok=True)
+    make_folders(options)
     results = Results(
         date=datetime.date.today().isoformat(),
         machine=machine.describe(packages),

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 
 from benchmarks.contestants import read_steps
@@ -139,6 +140,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Measure every size and print the lines."""
     options = parse()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("PyTorch finds no GPU here.\n  fix: --device cpu tries the same parts with a tiny model")
     options.folder.mkdir(parents=True, exist_ok=True)
 
     def report(line: dict[str, Any]) -> None:

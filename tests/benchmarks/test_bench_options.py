@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks.__main__ import QUICK, chosen_workloads, parse
+from benchmarks.__main__ import QUICK, chosen_workloads, make_folders, parse
 from benchmarks.contestants import FLOORS, SAME_FLOOR, contestants
 from benchmarks.models import end_probability
 from benchmarks.workload import WORKLOADS, Workload, recipe
@@ -80,3 +80,18 @@ def test_contestants_take_turns() -> None:
 def test_end_probability_by_hand() -> None:
     """With p = 0.5 at most three tokens have a mean of 1 + 0.5 + 0.25."""
     assert end_probability(1.75, 3) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("given", [["--samples", "5"], ["--samples", "0"], ["--rounds", "0"], ["--steps", "0"]])
+def test_counts_that_cannot_be_timed_are_refused(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(given)
+    assert given[0] in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_place_that_cannot_be_written_to_is_told_before_anything_is_timed(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for option in ("--folder", "--out"):
+        other = {"--folder": "--out", "--out": "--folder"}[option]
+        with pytest.raises(SystemExit, match="fix: --folder and --out"):
+            make_folders(parse([option, str(tmp_path / "file/under/it"), other, str(tmp_path / "there")]))
