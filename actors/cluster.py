@@ -174,11 +174,17 @@ def _own_processes() -> list[RayProcess]:
 def _joined_processes() -> list[RayProcess]:
     """The raylet of this node, to which this process is connected, and its agents; none if it is another user's."""
     socket = _node().raylet_socket_name
-    for process in psutil.process_iter(["pid", "name", "cmdline"]):
-        if process.info["name"] == RAYLET_NAME and any(socket in word for word in process.info["cmdline"] or ()):
-            found = RayProcess(name=RAYLET_NAME, process=process.info["pid"])
+    for process in _raylets():
+        if any(socket in word for word in process.info["cmdline"] or ()):
+            found = RayProcess(name=RAYLET_NAME, process=process.pid)
             return [found, *agents_of(found.process)]
     return []
+
+
+def _raylets() -> Iterator[psutil.Process]:
+    """The raylets of this machine, with ``cmdline`` and ``environ`` in ``info``: None if another user's."""
+    every = psutil.process_iter(["name", "cmdline", "environ"])
+    return (process for process in every if process.info["name"] == RAYLET_NAME)
 
 
 def _gcs_address() -> Address:
@@ -212,8 +218,8 @@ def _running_cluster() -> str:
     if named := os.environ.get(ray_constants.RAY_ADDRESS_ENVIRONMENT_VARIABLE):
         return named
     found, local = set(services.find_gcs_addresses()), set()
-    for process in psutil.process_iter(["name", "cmdline", "environ"]):
-        if process.info["name"] == RAYLET_NAME and MARK.items() <= (process.info["environ"] or {}).items():
+    for process in _raylets():
+        if MARK.items() <= (process.info["environ"] or {}).items():
             local |= {word.removeprefix(GCS_FLAG) for word in process.info["cmdline"] if word.startswith(GCS_FLAG)}
     last, others = services.find_bootstrap_address(None), sorted(found - local)
     if not others:

@@ -100,7 +100,7 @@ class Engines:
         self.is_rolled_back: Callable[[LostError], bool] = lambda error: False
         """Whether the step is repeated after a loss, because a trained group is lost too; ``RunActors`` replaces it."""
         variables = engine_environment(placement.device, self.config, self.backend)
-        modules = modules_of_engine(placement.device)
+        modules = modules_of_engine(placement.device, publishes)
         environment = runtime_environment(recipe.placement, placement.device, modules, variables)
         arguments = (
             folder,

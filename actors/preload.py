@@ -29,9 +29,9 @@ END_SECONDS = 5.0
 """How long the server has to end before it is killed."""
 
 
-def modules_of_engine(device: Device) -> tuple[str, ...]:
+def modules_of_engine(device: Device, publishes: bool) -> tuple[str, ...]:
     """Modules of an engine's actor: with them vLLM."""
-    return ("actors.rollout", *engine_modules(device))
+    return ("actors.rollout", *engine_modules(device, publishes))
 
 
 def modules_of(stages: tuple[str, ...]) -> tuple[str, ...]:
@@ -41,7 +41,7 @@ def modules_of(stages: tuple[str, ...]) -> tuple[str, ...]:
     """
     if "ppo" not in stages:
         return ROLE_MODULES
-    of_ppo = (*modules_of_engine("cpu"), *ROLE_MODULES, *PUBLISHING)
+    of_ppo = (*modules_of_engine("cpu", publishes=True), *ROLE_MODULES, *PUBLISHING)
     return of_ppo if stages[0] == "ppo" else tuple(dict.fromkeys((*ROLE_MODULES, *of_ppo)))
 
 

@@ -88,15 +88,16 @@ def engine_environment(device: Device, config: RolloutConfig, backend: str | Non
     }
 
 
-def engine_modules(device: Device) -> tuple[str, ...]:
-    """Modules that an engine's process imports: with them vLLM, and what is otherwise imported late.
+def engine_modules(device: Device, publishes: bool) -> tuple[str, ...]:
+    """Modules that an engine's process imports: with them vLLM, and its worker, which vLLM imports late.
 
-    These are vLLM's worker, and on CPUs the loop of fingerprints (``compiles_loops``).
+    Args:
+        publishes: whether weights will be published to it; on CPUs it then computes fingerprints by ``compiles_loops``.
     """
-    late = (
-        ("vllm.v1.worker.gpu_worker",) if device == "cuda" else ("vllm.v1.worker.cpu_worker", "rlhf.weights.hash_loop")
-    )
-    return ("rlhf.generation.engine", *late)
+    if device == "cuda":
+        return ("rlhf.generation.engine", "vllm.v1.worker.gpu_worker")
+    hashing = ("rlhf.weights.hash_loop",) if publishes else ()
+    return ("rlhf.generation.engine", "vllm.v1.worker.cpu_worker", *hashing)
 
 
 def prepare_engine_thread(device: Device) -> None:

@@ -1,7 +1,7 @@
 """Linear layers in float32 on CPUs by oneDNN, which computes them faster than the library behind ``torch.matmul``.
 
 PyTorch multiplies float32 matrices with MKL, and in bfloat16 with oneDNN. On AMD processors MKL takes its kernels for
-AVX2. oneDNN's are 1.1 to 1.2 times faster there with AVX2, and 1.9 to 2.3 times with AVX-512 (docs/performance.md).
+AVX2. oneDNN's are 1.1 to 1.2 times faster there with AVX2, and 1.6 to 2.3 times with AVX-512 (docs/performance.md).
 
 oneDNN compiles a kernel for every new shape, in 0.5 to 0.9 ms. So small products stay with PyTorch, and rows are filled
 to a multiple of ``packed_row.FILL`` tokens, which leaves few shapes. Which library computes depends on the shape alone:

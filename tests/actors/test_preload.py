@@ -17,7 +17,7 @@ from actors.preload import PUBLISHING, ROLE_MODULES, modules_of, modules_of_engi
 from rlhf.config.load import load_recipe
 from rlhf.config.schema import Recipe, Stage
 
-ENGINE = modules_of_engine("cpu")
+ENGINE = modules_of_engine("cpu", publishes=True)
 
 
 @pytest.fixture
@@ -45,6 +45,11 @@ def test_what_is_awaited_longest_comes_first() -> None:
     assert modules_of(("sft",)) == ROLE_MODULES
     assert modules_of(("ppo",)) == (*ENGINE, *ROLE_MODULES, *PUBLISHING)
     assert modules_of(("sft", "reward", "ppo")) == (*ROLE_MODULES, *ENGINE, *PUBLISHING)
+
+
+def test_an_engine_that_gets_no_weights_does_not_import_what_hashes_them() -> None:
+    assert set(ENGINE) - set(modules_of_engine("cpu", publishes=False)) == {"rlhf.weights.hash_loop"}
+    assert modules_of_engine("cuda", publishes=True) == modules_of_engine("cuda", publishes=False)
 
 
 def test_actors_find_the_server_and_it_ends_with_the_block(servers: list[subprocess.Popen[bytes]]) -> None:
